@@ -1,0 +1,128 @@
+"""The process a run lives in: rank and device, seeds, the logger, sums over processes. Also `replace_batchnorm`, for published callers."""
+
+import contextlib
+import logging
+import os
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+log = logging.getLogger("understudy")
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process among those of the run, and the device it computes on."""
+
+    index: int
+    world_size: int
+    local_index: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.index == 0
+
+
+def pick_device(name: str, local_index: int = 0) -> torch.device:
+    """The device `name` (`auto`, `cpu`, `cuda`, `cuda:1`) means here; ValueError where there is no such device."""
+    has_gpu = torch.cuda.is_available()
+    if name == "auto":
+        name = "cuda" if has_gpu else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name} is no device: use cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not has_gpu:
+        raise ValueError(f"--device {name}: torch sees no GPU here; use --device cpu, or check the driver with nvidia-smi")
+    return torch.device("cuda", local_index) if name == "cuda" else device
+
+
+def start_process(device: str, seed: int) -> Rank:
+    """Join the launcher's other processes, choose the device, seed, start logging. Called once, by main.
+
+    The launcher (torchrun) speaks through the environment; without one there is a single process."""
+    env = os.environ
+    world_size, index = int(env.get("WORLD_SIZE", 1)), int(env.get("RANK", 0))
+    local_index = int(env.get("LOCAL_RANK", 0))
+    rank = Rank(index, world_size, local_index, int(env.get("LOCAL_WORLD_SIZE", 1)), pick_device(device, local_index))
+    if rank.device.type == "cuda":
+        torch.cuda.set_device(rank.device)
+    if world_size > 1:
+        dist.init_process_group("nccl" if rank.device.type == "cuda" else "gloo")
+    seed_all(seed)
+    start_logging(rank)
+    return rank
+
+
+def stop_process() -> None:
+    """Leave the other processes; safe without any."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python's, numpy's and torch's generators: the same on every process, so that all build the same network."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def start_logging(rank: Rank) -> None:
+    """Send `log` to the console; processes other than the first report only warnings, tagged with their rank."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s" if rank.is_main else f"[rank {rank.index}] %(message)s"))
+    log.handlers[:] = [handler]
+    log.propagate = False
+    log.setLevel(logging.INFO if rank.is_main else logging.WARNING)
+
+
+def all_sum(values: Tensor) -> Tensor:
+    """`values` summed over all processes, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+@contextlib.contextmanager
+def main_first(rank: Rank):
+    """The first process of each node runs the block before the others do: for downloads into a cache they share."""
+    if rank.local_index != 0:
+        barrier()
+    yield
+    if rank.local_index == 0:
+        barrier()
+
+
+def unwrap(net: nn.Module) -> nn.Module:
+    """The network inside DistributedDataParallel and torch.compile, whose state-dict names are the canonical ones."""
+    while True:
+        if isinstance(net, nn.parallel.DistributedDataParallel):
+            net = net.module
+        elif hasattr(net, "_orig_mod"):
+            net = net._orig_mod
+        else:
+            return net
+
+
+@torch.no_grad()
+def replace_batchnorm(net: nn.Module) -> nn.Module:
+    """Fuse `net` in place, and return it: every module with a method `fuse()` is replaced by that method's result.
+
+    Parents first, as in timm and in the published scripts. The result is for evaluation; fusing it again changes nothing."""
+    for name, child in net.named_children():
+        if hasattr(child, "fuse"):
+            child = child.fuse()
+            setattr(net, name, child)
+        replace_batchnorm(child)
+    return net
