@@ -16,7 +16,7 @@ import yaml
 from errors import InputError
 
 
-def opt(default, text: str, *, choices=None, nargs=None, alias: str = "", const=None, above=None, at_least=None, at_most=None):
+def setting(default, text: str, *, choices=None, nargs=None, alias: str = "", const=None, above=None, at_least=None, at_most=None):
     """Field of `Config`: its default, its help text and what values it takes.
 
     `alias` is a second published spelling; `const` the value of the bare flag; `above`, `at_least` and `at_most` bound a number."""
@@ -34,90 +34,92 @@ class Config:
     `GROUPS` orders them for `--help`."""
 
     # run
-    model: str = opt("recnext_m1", "architecture: a name in timm's registry, which includes ours")
-    model_kwargs: dict | None = opt(None, "further arguments of the architecture", nargs="+")
-    batch_size: int = opt(256, "images per process and micro-batch", at_least=1)
-    grad_accum_steps: int = opt(1, "micro-batches per optimiser step", at_least=1)
-    epochs: int = opt(300, "epochs to train", at_least=0)
-    start_epoch: int = opt(0, "first epoch, where no checkpoint says so", at_least=0)
-    input_size: int = opt(224, "side of the square input, pixels", at_least=8)
-    drop: float = opt(0.0, "dropout before the classifier", at_least=0, at_most=0.999)
-    drop_path: float | None = opt(None, "stochastic depth rate (default: the variant's)", at_least=0, at_most=0.999)
-    seed: int = opt(0, "seed of initialisation and dropout", at_least=0)
-    device: str = opt("auto", "cuda, cuda:N or cpu; auto: a GPU where there is one")
-    amp: str = opt("auto", "mixed precision; auto: bf16 on a GPU that has it, else none", choices=("auto", "bf16", "fp16", "none"), nargs="?", const="auto")
-    memory_format: str = opt("auto", "layout of activations; auto: channels_last", choices=("auto", "nchw", "channels_last"))
-    output_dir: str | None = opt(None, "folder of log and checkpoints (default: checkpoints/<model>/<time>)")
-    overwrite: bool = opt(False, "start afresh in a folder that holds a run, deleting that run")
-    resume: str | None = opt(None, "checkpoint to continue or, with --eval, to evaluate: file, URL, hf-hub:name, or auto (the last one in --output_dir)")
-    save_freq: int = opt(1, "epochs between numbered checkpoints, of which the last three are kept", at_least=1)
-    project: str | None = opt(None, "Weights & Biases project to log to (needs the package wandb)")
+    model: str = setting("recnext_m1", "architecture: a name in timm's registry, which includes ours")
+    model_kwargs: dict | None = setting(None, "further arguments of the architecture", nargs="+")
+    batch_size: int = setting(256, "images per process and micro-batch", at_least=1)
+    grad_accum_steps: int = setting(1, "micro-batches per optimiser step", at_least=1)
+    recipe_batch: int = setting(2048, "global batch the recipe was made for; another is warned of", at_least=1)
+    epochs: int = setting(300, "epochs to train", at_least=0)
+    start_epoch: int = setting(0, "first epoch, where no checkpoint says so", at_least=0)
+    input_size: int = setting(224, "side of the square input, pixels", at_least=8)
+    drop: float | None = setting(None, "dropout before the classifier (default: the variant's)", at_least=0, at_most=0.999)
+    drop_path: float | None = setting(None, "stochastic depth rate (default: the variant's)", at_least=0, at_most=0.999)
+    seed: int = setting(0, "seed of initialisation and dropout", at_least=0)
+    device: str = setting("auto", "cuda, cuda:N or cpu; auto: a GPU where there is one")
+    amp: str = setting("auto", "mixed precision; auto: bf16 on a GPU that has it, else none", choices=("auto", "bf16", "fp16", "none"), nargs="?", const="auto")
+    memory_format: str = setting("auto", "layout of activations; auto: channels_last", choices=("auto", "nchw", "channels_last"))
+    output_dir: str | None = setting(None, "folder of log and checkpoints (default: checkpoints/<model>/<time>)")
+    overwrite: bool = setting(False, "start afresh in a folder that holds a run, deleting that run")
+    resume: str | None = setting(None, "checkpoint to continue or, with --eval, to evaluate: file, URL, hf-hub:name, or auto (the last one in --output_dir)")
+    save_freq: int = setting(1, "epochs between numbered checkpoints, of which the last three are kept", at_least=1)
+    project: str | None = setting(None, "Weights & Biases project to log to (needs the package wandb)")
     # evaluation
-    eval: bool = opt(False, "evaluate the weights of --resume or --pretrained, fused, and exit")
-    use_ema: bool = opt(False, "evaluate a checkpoint's EMA weights instead of the raw ones")
-    report: str | None = opt(None, "with --eval: CSV file for per-class accuracy and the confusion matrix")
-    pretrained: bool = opt(False, "start from the model's published weights: base variant without, dist variant with distillation")
+    eval: bool = setting(False, "evaluate the weights of --resume or --pretrained, fused, and exit")
+    use_ema: bool = setting(False, "evaluate a checkpoint's EMA weights instead of the raw ones")
+    report: str | None = setting(None, "with --eval: CSV file for per-class accuracy and the confusion matrix")
+    pretrained: bool = setting(False, "start from the model's published weights: base variant without, dist variant with distillation")
     # EMA
-    model_ema: bool = opt(True, "keep an exponential moving average of the weights and evaluate it each epoch")
-    model_ema_decay: float = opt(0.99996, "its decay per optimiser step", at_least=0, at_most=1)
-    model_ema_force_cpu: bool = opt(False, "keep it in main memory")
+    model_ema: bool = setting(True, "keep an exponential moving average of the weights and evaluate it each epoch")
+    model_ema_decay: float = setting(0.99996, "its decay per optimiser step", at_least=0, at_most=1)
+    model_ema_force_cpu: bool = setting(False, "keep it in main memory")
     # optimiser
-    opt: str = opt("adamw", "optimiser, by timm's name")
-    opt_eps: float | None = opt(1e-8, "its epsilon", at_least=0)
-    opt_betas: tuple[float, ...] | None = opt(None, "its betas (default: the optimiser's)", nargs="+")
-    momentum: float = opt(0.9, "its momentum, where it has one", at_least=0)
-    weight_decay: float = opt(0.025, "decay of weights; biases and one-dimensional parameters are spared", at_least=0)
-    clip_grad: float | None = opt(0.02, "gradient clipping bound, over all parameters; none: off", above=0)
-    clip_mode: str = opt("agc", "how gradients are clipped: by norm, by value, or adaptively", choices=("norm", "value", "agc"))
+    opt: str = setting("adamw", "optimiser, by timm's name")
+    opt_eps: float | None = setting(1e-8, "its epsilon", at_least=0)
+    opt_betas: tuple[float, ...] | None = setting(None, "its betas (default: the optimiser's)", nargs="+")
+    momentum: float = setting(0.9, "its momentum, where it has one", at_least=0)
+    weight_decay: float = setting(0.025, "decay of weights; biases and one-dimensional parameters are spared", at_least=0)
+    clip_grad: float | None = setting(0.02, "gradient clipping bound, over all parameters; none: off", above=0)
+    clip_mode: str = setting("agc", "how gradients are clipped: by norm, by value, or adaptively", choices=("norm", "value", "agc"))
     # schedule
-    sched: str = opt("cosine", "learning-rate schedule, by timm's name", choices=("cosine", "tanh", "step", "multistep", "plateau", "poly"))
-    lr: float = opt(1e-3, "peak learning rate per 512 images of the global batch", at_least=0)
-    lr_noise: tuple[float, ...] | None = opt(None, "one or two fractions of the run between which the learning rate is noisy", nargs="+")
-    lr_noise_pct: float = opt(0.67, "limit of that noise, as a fraction", at_least=0)
-    lr_noise_std: float = opt(1.0, "standard deviation of that noise", at_least=0)
-    warmup_lr: float = opt(1e-6, "learning rate at the start of the warm-up, not scaled", at_least=0)
-    min_lr: float = opt(1e-5, "lowest learning rate, not scaled", at_least=0)
-    warmup_epochs: int = opt(5, "epochs of linear warm-up", at_least=0)
-    cooldown_epochs: int = opt(10, "plateau: epochs without a further drop after one", at_least=0)
-    decay_epochs: int = opt(30, "step, multistep: epochs between drops", at_least=1)
-    patience_epochs: int = opt(10, "plateau: epochs without progress before a drop", at_least=0)
-    decay_rate: float = opt(0.1, "factor of a drop", above=0)
+    sched: str = setting("cosine", "learning-rate schedule, by timm's name", choices=("cosine", "tanh", "step", "multistep", "plateau", "poly"))
+    lr: float = setting(1e-3, "peak learning rate per 512 images of the global batch", at_least=0)
+    lr_noise: tuple[float, ...] | None = setting(None, "one or two fractions of the run between which the learning rate is noisy", nargs="+")
+    lr_noise_pct: float = setting(0.67, "limit of that noise, as a fraction", at_least=0)
+    lr_noise_std: float = setting(1.0, "standard deviation of that noise", at_least=0)
+    warmup_lr: float = setting(1e-6, "learning rate at the start of the warm-up, not scaled", at_least=0)
+    min_lr: float = setting(1e-5, "lowest learning rate, not scaled", at_least=0)
+    warmup_epochs: int = setting(5, "epochs of linear warm-up", at_least=0)
+    cooldown_epochs: int = setting(10, "plateau: epochs without a further drop after one", at_least=0)
+    decay_epochs: int = setting(30, "step, multistep: epochs between drops", at_least=1)
+    patience_epochs: int = setting(10, "plateau: epochs without progress before a drop", at_least=0)
+    decay_rate: float = setting(0.1, "factor of a drop", above=0)
     # augmentation
-    three_augment: bool = opt(False, "3-Augment instead of RandAugment and erasing", alias="ThreeAugment")
-    color_jitter: float = opt(0.4, "brightness, contrast and saturation jitter, where --aa is none or with --ThreeAugment", at_least=0)
-    aa: str | None = opt("rand-m9-mstd0.5-inc1", "RandAugment or AutoAugment policy in timm's notation, or none")
-    hflip: float = opt(0.5, "probability of a horizontal flip", at_least=0, at_most=1)
-    train_interpolation: str = opt("bicubic", "resampling of training images", choices=("bicubic", "bilinear", "random"))
-    repeated_aug: bool = opt(True, "three views of a third of the images per epoch")
-    reprob: float = opt(0.25, "probability of random erasing", at_least=0, at_most=1)
-    remode: str = opt("pixel", "what fills an erased box: noise per pixel, one random colour, or the mean", choices=("pixel", "rand", "const"))
-    recount: int = opt(1, "erased boxes per image", at_least=1)
-    smoothing: float = opt(0.1, "label smoothing", at_least=0, at_most=0.999)
+    three_augment: bool = setting(False, "3-Augment instead of RandAugment and erasing", alias="ThreeAugment")
+    color_jitter: float = setting(0.4, "brightness, contrast and saturation jitter, where --aa is none or with --ThreeAugment", at_least=0)
+    aa: str | None = setting("rand-m9-mstd0.5-inc1", "RandAugment or AutoAugment policy in timm's notation, or none")
+    hflip: float = setting(0.5, "probability of a horizontal flip", at_least=0, at_most=1)
+    train_interpolation: str = setting("bicubic", "resampling of training images", choices=("bicubic", "bilinear", "random"))
+    repeated_aug: bool = setting(True, "three views of a third of the images per epoch")
+    reprob: float = setting(0.25, "probability of random erasing", at_least=0, at_most=1)
+    remode: str = setting("pixel", "what fills an erased box: noise per pixel, one random colour, or the mean", choices=("pixel", "rand", "const"))
+    recount: int = setting(1, "erased boxes per image", at_least=1)
+    smoothing: float = setting(0.1, "label smoothing", at_least=0, at_most=0.999)
     # mixup
-    mixup: float = opt(0.8, "mixup alpha; 0: off", at_least=0)
-    cutmix: float = opt(1.0, "CutMix alpha; 0: off", at_least=0)
-    cutmix_minmax: tuple[float, ...] | None = opt(None, "CutMix box sides between these two fractions, instead of by alpha", nargs="+")
-    mixup_prob: float = opt(1.0, "probability that a group is mixed at all", at_least=0, at_most=1)
-    mixup_switch_prob: float = opt(0.5, "probability of CutMix where both are on", at_least=0, at_most=1)
-    mixup_mode: str = opt("batch", "one draw per mix group, per pair, or per image", choices=("batch", "pair", "elem"))
-    mix_group_size: int = opt(256, "images that share one draw of mixup or CutMix", at_least=2)
-    mix_lanes: int = opt(8, "mix groups that are filled in turn", at_least=1)
+    mixup: float = setting(0.8, "mixup alpha; 0: off", at_least=0)
+    cutmix: float = setting(1.0, "CutMix alpha; 0: off", at_least=0)
+    cutmix_minmax: tuple[float, ...] | None = setting(None, "CutMix box sides between these two fractions, instead of by alpha", nargs="+")
+    mixup_prob: float = setting(1.0, "probability that a group is mixed at all", at_least=0, at_most=1)
+    mixup_switch_prob: float = setting(0.5, "probability of CutMix where both are on", at_least=0, at_most=1)
+    mixup_mode: str = setting("batch", "one draw per mix group, per pair, or per image", choices=("batch", "pair", "elem"))
+    mix_group_size: int = setting(256, "images that share one draw of mixup or CutMix", at_least=2)
+    mix_lanes: int = setting(8, "mix groups that are filled in turn", at_least=1)
     # distillation
-    distillation_type: str | None = opt(None, "teacher's term of the loss (default: hard; none when fine-tuning)", choices=("none", "soft", "hard"))
-    distillation_alpha: float = opt(0.5, "its share of the loss", at_least=0, at_most=1)
-    distillation_tau: float = opt(1.0, "temperature of soft distillation", above=0)
-    teacher_model: str = opt("regnety_160", "teacher, a name in timm's registry")
-    teacher_path: str | None = opt("https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth", "its weights: file, URL or hf-hub:name; none: timm's own")
+    distillation_type: str | None = setting(None, "teacher's term of the loss (default: hard; none when fine-tuning)", choices=("none", "soft", "hard"))
+    distillation_alpha: float = setting(0.5, "its share of the loss", at_least=0, at_most=1)
+    distillation_tau: float = setting(1.0, "temperature of soft distillation", above=0)
+    teacher_model: str = setting("regnety_160", "teacher, a name in timm's registry")
+    teacher_min_acc1: float | None = setting(None, "top-1 %% the teacher must reach on validation images before training; 0: no check (default: chance + 3 standard errors)", at_least=0, at_most=100)
+    teacher_path: str | None = setting("https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth", "its weights: file, URL or hf-hub:name; none: timm's own")
     # fine-tuning
-    finetune: str | None = opt(None, "weights to start from: file, URL or hf-hub:name; heads of another shape are dropped")
-    set_bn_eval: bool = opt(False, "train with BatchNorm's statistics frozen")
+    finetune: str | None = setting(None, "weights to start from: file, URL or hf-hub:name; heads of another shape are dropped")
+    set_bn_eval: bool = setting(False, "train with BatchNorm's statistics frozen")
     # data
-    data_set: str = opt("IMNET", "IMNET: image folders; DIGITS: scikit-learn's handwritten digits", choices=("IMNET", "DIGITS"))
-    data_path: str | None = opt(None, "folder of train/ and val/")
-    data_seed: int = opt(0, "seed of order, augmentation and mixing", at_least=0)
-    crop_pct: float | None = opt(None, "part of the resized short side that evaluation crops (default 0.875; 1 up to 32 pixels)", above=0, at_most=1)
-    num_workers: int | None = opt(None, "loader processes per training process (default: as many as there are cores for, at most 10)", at_least=0)
-    pin_mem: bool = opt(True, "page-locked batches, for faster copies to a GPU")
+    data_set: str = setting("IMNET", "IMNET: image folders; DIGITS: scikit-learn's handwritten digits", choices=("IMNET", "DIGITS"))
+    data_path: str | None = setting(None, "folder of train/ and val/")
+    data_seed: int = setting(0, "seed of order, augmentation and mixing", at_least=0)
+    crop_pct: float | None = setting(None, "part of the resized short side that evaluation crops (default 0.875; 1 up to 32 pixels)", above=0, at_most=1)
+    num_workers: int | None = setting(None, "loader processes per training process (default: as many as there are cores for, at most 10)", at_least=0)
+    pin_mem: bool = setting(True, "page-locked batches, for faster copies to a GPU")
 
     @property
     def distillation(self) -> str:
@@ -144,6 +146,7 @@ GROUPS = {  # first field of each section of --help
     "fine-tuning": "finetune",
     "data": "data_set",
 }
+KINDS = {int: "whole number", float: "number", str: "text"}
 WITHOUT_EFFECT = {  # published flags that have nothing left to decide: number of values, and why
     "dist_eval": (0, "evaluation is always distributed and exact"),
     "resplit": (0, "every augmentation split is treated alike"),
@@ -181,14 +184,14 @@ def _convert(field: dataclasses.Field, value):
         return None
     if wanted is bool or isinstance(value, bool):
         if wanted is not bool or not isinstance(value, bool):
-            raise ValueError(f"{value!r} is not {'true or false' if wanted is bool else 'a ' + wanted.__name__}")
+            raise ValueError(f"{value!r} is not {'true or false' if wanted is bool else 'a ' + KINDS[wanted]}")
         return value
     if wanted is int and isinstance(value, float):
         raise ValueError(f"{value!r} is not a whole number")
     try:
         return wanted(value)  # also "5e-4", which YAML 1.1 reads as text
     except (TypeError, ValueError):
-        raise ValueError(f"{value!r} is not a {wanted.__name__}") from None
+        raise ValueError(f"{value!r} is not a {KINDS[wanted]}") from None
 
 
 def _check(field: dataclasses.Field, value) -> None:

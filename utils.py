@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import random
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +44,30 @@ def pick_device(name: str, local_index: int = 0) -> torch.device:
     return torch.device("cuda", local_index) if name == "cuda" else device
 
 
+def pick_amp(name: str, device: torch.device) -> torch.dtype | None:
+    """Autocast type that `--amp` means on `device`; None for full precision."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "none": None}[name]
+
+
+def pick_memory_format(name: str) -> torch.memory_format:
+    """Layout of activations that `--memory-format` means."""
+    return torch.contiguous_format if name == "nchw" else torch.channels_last
+
+
+def build_scaler(amp: str, device: torch.device) -> torch.amp.GradScaler:
+    """Loss scaler for `--amp`: neutral but for float16."""
+    return torch.amp.GradScaler(device.type, enabled=pick_amp(amp, device) is torch.float16)
+
+
+def wrap_distributed(net: nn.Module, rank: Rank) -> nn.Module:
+    """`net`, or with several processes what averages its gradients over them. BatchNorm's buffers stay each process's own."""
+    if rank.world_size == 1:
+        return net
+    return nn.parallel.DistributedDataParallel(net, broadcast_buffers=False)
+
+
 def start_process(device: str, seed: int) -> Rank:
     """Join the launcher's other processes, choose the device, seed, start logging. Called once, by main.
 
@@ -75,7 +100,7 @@ def seed_all(seed: int) -> None:
 
 def start_logging(rank: Rank) -> None:
     """Send `log` to the console; processes other than the first report only warnings, tagged with their rank."""
-    handler = logging.StreamHandler()
+    handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s" if rank.is_main else f"[rank {rank.index}] %(message)s"))
     log.handlers[:] = [handler]
     log.propagate = False

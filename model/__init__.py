@@ -1,9 +1,14 @@
 """Our architectures. Importing this package registers them with timm, whose `create_model` then builds them by name."""
 
+import difflib
+
 import timm
 from torch import nn
 
-from model import recnext_m  # noqa: F401  (registers)
+from config import Config
+from errors import InputError
+
+from model import recnext_a, recnext_m, recnext_t, repnext  # noqa: F401  (they register)
 from model.layers import REGISTERED
 
 
@@ -23,3 +28,22 @@ def create_model(name: str, *, distillation: bool = False, **kwargs) -> nn.Modul
     if hasattr(net, "set_distilled_training"):
         net.set_distilled_training(distillation)
     return net
+
+
+def build(cfg: Config, num_classes: int, *, distillation: bool) -> nn.Module:
+    """The network a recipe names, for `num_classes` classes. InputError where it is unknown or refuses an option."""
+    if not timm.is_model(cfg.model):
+        close = difflib.get_close_matches(cfg.model, timm.list_models(), n=3)
+        raise InputError(f"--model {cfg.model} is no model that timm or this project knows" + (f"; did you mean {' or '.join(close)}?" if close else ""))
+    options = {"num_classes": num_classes, "drop_rate": cfg.drop, "drop_path_rate": cfg.drop_path, **(cfg.model_kwargs or {})}
+    try:
+        return create_model(cfg.model, distillation=distillation, pretrained=cfg.pretrained, **options)
+    except TypeError as error:
+        raise InputError(f"--model {cfg.model} does not take an option given to it ({error}): check --model-kwargs, --drop and --drop-path") from error
+    except (OSError, RuntimeError) as error:
+        if not cfg.pretrained:
+            raise
+        raise InputError(
+            f"--pretrained: the weights of {cfg.model} could not be fetched ({str(error).splitlines()[0]}): download them where there is a network, "
+            "then use --resume FILE with --eval, or --finetune FILE to train"
+        ) from error

@@ -1,0 +1,246 @@
+"""Image transforms (timm's, repaired where they break) and mixup / CutMix with their random generator as an argument."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.data.auto_augment import AugmentOp
+from torch import Tensor
+from torchvision import transforms
+
+from config import Config
+from errors import InputError
+from keys import Plan
+
+MEAN, STD = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+SMALL_INPUT = 32  # up to here images are used at their own scale: padded crops in training, no enlarging in evaluation
+
+
+def crop_pct(cfg: Config) -> float:
+    """Part of the resized short side that evaluation crops."""
+    if cfg.crop_pct is not None:
+        return cfg.crop_pct
+    return 0.875 if cfg.input_size > SMALL_INPUT else 1.0
+
+
+def eval_transform(input_size: int, crop: float) -> transforms.Compose:
+    """Short side to input_size / crop, bicubic, centre crop: PIL image -> (3, input_size, input_size) normalised float32."""
+    return transforms.Compose(
+        [
+            transforms.Resize(int(input_size / crop), interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(input_size),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+
+
+def train_transform(cfg: Config) -> transforms.Compose:
+    """The recipe's augmentation: PIL image -> (3, input_size, input_size) normalised float32. InputError where --aa is no policy."""
+    try:
+        transform = create_transform(
+            cfg.input_size,
+            is_training=True,
+            hflip=cfg.hflip,
+            color_jitter=cfg.color_jitter,
+            auto_augment="3a" if cfg.three_augment else cfg.aa,
+            interpolation=cfg.train_interpolation,
+            mean=MEAN,
+            std=STD,
+            re_prob=0.0 if cfg.three_augment else cfg.reprob,
+            re_mode=cfg.remode,
+            re_count=cfg.recount,
+        )
+    except (AssertionError, KeyError, ValueError) as error:
+        raise InputError(f"--aa {cfg.aa} is no policy timm knows ({error}); write for example rand-m9-mstd0.5-inc1, or none") from error
+    if cfg.input_size <= SMALL_INPUT:
+        to_size = transforms.Resize(cfg.input_size, interpolation=transforms.InterpolationMode.BICUBIC)
+        transform.transforms[0] = transforms.Compose([to_size, transforms.RandomCrop(cfg.input_size, padding=4)])
+    _guard_posterize(transform)
+    return transform
+
+
+def _guard_posterize(transform: transforms.Compose) -> None:
+    """Make timm's posterize accept 0 bits, which its RandAugment draws once in 700 images and Pillow 13 refuses."""
+    for op in _augment_ops(transform):
+        if op.name.startswith("Posterize"):
+            op.aug_fn = _Posterize(op.aug_fn)
+
+
+def _augment_ops(transform: transforms.Compose) -> list[AugmentOp]:
+    """All ops of the RandAugment, AutoAugment or AugMix inside `transform`."""
+    ops = []
+    for part in transform.transforms:
+        ops += getattr(part, "ops", [])
+        ops += [op for policy in getattr(part, "policy", []) for op in policy]
+    return ops
+
+
+@dataclass(frozen=True)
+class _Posterize:
+    """timm's posterize, giving a black image for 0 bits as Pillow did before version 13."""
+
+    aug_fn: callable
+
+    def __call__(self, image: Image.Image, bits_to_keep: int, **kwargs) -> Image.Image:
+        if bits_to_keep < 1:
+            return Image.new(image.mode, image.size)
+        return self.aug_fn(image, bits_to_keep, **kwargs)
+
+
+@dataclass(frozen=True)
+class MixDraw:
+    """What a group of `n` images was dealt: each image's share `lam` of itself, and the box its partner's pixels fill.
+
+    `lam` (n,) is what remains after clipping the box; boxes (n, 4) hold top, bottom, left, right, and are empty for mixup."""
+
+    lam: np.ndarray
+    is_cutmix: np.ndarray
+    boxes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """Mixup and CutMix of timm >= 1.0.29, draw for draw, with the generator as an argument.
+
+    Arguments as timm's `Mixup`: alphas of the beta distributions (0: off), box sides, probabilities, mode, label smoothing."""
+
+    mixup: float
+    cutmix: float
+    cutmix_minmax: tuple[float, float] | None
+    prob: float
+    switch_prob: float
+    mode: str
+    smoothing: float
+    num_classes: int
+
+    def draw(self, rng: np.random.RandomState, group_size: int, height: int, width: int) -> MixDraw:
+        """The draw of one group; timm's order of calls to `rng`."""
+        num_draws = {"batch": None, "pair": group_size // 2, "elem": group_size}[self.mode]
+        lam, is_cutmix = self._draw_lam(rng) if num_draws is None else self._draw_lams(rng, num_draws)
+        lam, is_cutmix = np.atleast_1d(lam).copy(), np.atleast_1d(is_cutmix)
+        boxes = np.zeros((len(lam), 4), dtype=np.int64)
+        for i in np.flatnonzero(is_cutmix & (lam != 1)):
+            boxes[i] = self._draw_box(rng, lam[i], height, width)
+            top, bottom, left, right = boxes[i]
+            lam[i] = 1.0 - (bottom - top) * (right - left) / float(height * width)
+        if num_draws is None:
+            return MixDraw(np.repeat(lam, group_size), np.repeat(is_cutmix, group_size), np.repeat(boxes, group_size, axis=0))
+        if self.mode == "pair":
+            return MixDraw(np.concatenate((lam, lam[::-1])), np.concatenate((is_cutmix, is_cutmix[::-1])), np.concatenate((boxes, boxes[::-1])))
+        return MixDraw(lam, is_cutmix, boxes)
+
+    def _alphas(self) -> tuple[float, float]:
+        return self.mixup, 1.0 if self.cutmix_minmax is not None else self.cutmix
+
+    def _draw_lam(self, rng: np.random.RandomState) -> tuple[float, bool]:
+        mixup, cutmix = self._alphas()
+        if rng.rand() >= self.prob:
+            return 1.0, False
+        is_cutmix = bool(rng.rand() < self.switch_prob) if mixup > 0 and cutmix > 0 else cutmix > 0
+        alpha = cutmix if is_cutmix else mixup
+        return float(rng.beta(alpha, alpha)), is_cutmix
+
+    def _draw_lams(self, rng: np.random.RandomState, count: int) -> tuple[np.ndarray, np.ndarray]:
+        mixup, cutmix = self._alphas()
+        if mixup > 0 and cutmix > 0:
+            is_cutmix = rng.rand(count) < self.switch_prob
+            lam = np.where(is_cutmix, rng.beta(cutmix, cutmix, size=count), rng.beta(mixup, mixup, size=count))
+        else:
+            alpha = cutmix if cutmix > 0 else mixup
+            is_cutmix = np.full(count, cutmix > 0)
+            lam = rng.beta(alpha, alpha, size=count)
+        return np.where(rng.rand(count) < self.prob, lam.astype(np.float32), np.ones(count, dtype=np.float32)), is_cutmix
+
+    def _draw_box(self, rng: np.random.RandomState, lam: float, height: int, width: int) -> tuple[int, int, int, int]:
+        if self.cutmix_minmax is not None:
+            low, high = self.cutmix_minmax
+            cut_h, cut_w = (rng.randint(int(side * low), max(int(side * high), int(side * low) + 1)) for side in (height, width))
+            top, left = rng.randint(0, height - cut_h + 1), rng.randint(0, width - cut_w + 1)
+            return top, top + cut_h, left, left + cut_w
+        ratio = np.sqrt(1 - lam)
+        cut_h, cut_w = int(height * ratio), int(width * ratio)
+        centre_y, centre_x = rng.randint(0, height), rng.randint(0, width)
+        rows = np.clip((centre_y - cut_h // 2, centre_y + (cut_h + 1) // 2), 0, height)
+        columns = np.clip((centre_x - cut_w // 2, centre_x + (cut_w + 1) // 2), 0, width)
+        return (*rows, *columns)
+
+    def mix_images(self, images: Tensor, draw: MixDraw) -> Tensor:
+        """Images (n, 3, H, W) mixed with their mirror images in the batch; a new tensor."""
+        partners = images.flip(0)
+        if self.mode == "batch":
+            return _mix(images, partners, draw.lam[0].item(), draw.is_cutmix[0], draw.boxes[0])
+        per_image = zip(images, partners, draw.lam.tolist(), draw.is_cutmix, draw.boxes, strict=True)
+        return torch.stack([_mix(*one) for one in per_image])
+
+    def mix_targets(self, targets: Tensor, draw: MixDraw) -> Tensor:
+        """Class indices (n,) as smoothed distributions (n, num_classes), mixed like the images; float32."""
+        off = self.smoothing / self.num_classes
+        own = torch.full((len(targets), self.num_classes), off, device=targets.device)
+        own.scatter_(1, targets.view(-1, 1), 1.0 - self.smoothing + off)
+        lam = torch.as_tensor(draw.lam, dtype=torch.float32, device=targets.device).view(-1, 1)
+        return own * lam + own.flip(0) * (1.0 - lam)
+
+    def __call__(self, images: Tensor, targets: Tensor, rng: np.random.RandomState) -> tuple[Tensor, Tensor]:
+        """One whole group, drawn from `rng`: images (n, 3, H, W), class indices (n,) -> mixed images, distributions (n, num_classes)."""
+        draw = self.draw(rng, len(images), *images.shape[-2:])
+        return self.mix_images(images, draw), self.mix_targets(targets, draw)
+
+
+def _mix(own: Tensor, partner: Tensor, lam: float, is_cutmix: bool, box: np.ndarray) -> Tensor:
+    if not is_cutmix:
+        return own if lam == 1 else own * lam + partner * (1.0 - lam)
+    top, bottom, left, right = box.tolist()
+    mixed = own.clone()
+    mixed[..., top:bottom, left:right] = partner[..., top:bottom, left:right]
+    return mixed
+
+
+@dataclass(frozen=True)
+class KeyedMixing:
+    """Mixes micro-batches of a keyed run: every group, or part of one, by its group's own draw."""
+
+    mixer: Mixer
+    plan: Plan
+
+    def __call__(self, images: Tensor, targets: Tensor, epoch: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) and class indices (B,) at `positions` (B,) -> mixed images, distributions (B, num_classes)."""
+        groups, members = self.plan.groups_and_members(positions.numpy())
+        mixed_images, mixed_targets = [], []
+        starts = np.flatnonzero(np.diff(groups, prepend=-1))
+        for start, stop in zip(starts, [*starts[1:], len(groups)], strict=True):
+            rng = self.plan.group_generator(epoch, int(groups[start]))
+            whole = self.mixer.draw(rng, self.plan.group_size, *images.shape[-2:])
+            part = members[start:stop]
+            draw = MixDraw(whole.lam[part], whole.is_cutmix[part], whole.boxes[part])
+            mixed_images.append(self.mixer.mix_images(images[start:stop], draw))
+            mixed_targets.append(self.mixer.mix_targets(targets[start:stop], draw))
+        return torch.cat(mixed_images), torch.cat(mixed_targets)
+
+
+def no_mixing(images: Tensor, targets: Tensor, epoch: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """What training uses where mixup and CutMix are off: everything stays as it is."""
+    return images, targets
+
+
+def build_mixing(cfg: Config, plan: Plan, num_classes: int):
+    """The function that mixes a micro-batch: `(images, targets, epoch, positions) -> (images, targets)`."""
+    if not cfg.is_mixing:
+        return no_mixing
+    return KeyedMixing(build_mixer(cfg, num_classes), plan)
+
+
+def build_mixer(cfg: Config, num_classes: int) -> Mixer:
+    """Mixup and CutMix as the recipe sets them."""
+    return Mixer(
+        mixup=cfg.mixup,
+        cutmix=cfg.cutmix,
+        cutmix_minmax=cfg.cutmix_minmax,
+        prob=cfg.mixup_prob,
+        switch_prob=cfg.mixup_switch_prob,
+        mode=cfg.mixup_mode,
+        smoothing=cfg.smoothing,
+        num_classes=num_classes,
+    )

@@ -1,0 +1,258 @@
+"""The only file that knows a checkpoint's keys: read, load, save, resume, fine-tune.
+
+A checkpoint is a dict that `torch.load(weights_only=True)` reads: model, optimizer, lr_scheduler, epoch, model_ema, scaler, args
+as in the published scripts, then what else a run carries and what its user needs to know (classes, input size, normalisation)."""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import pathlib
+import pickle
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from timm.models._hub import download_cached_file, load_state_dict_from_hf
+from torch import Tensor, nn
+
+from config import Config
+from errors import InputError
+from utils import log, unwrap
+
+LAST, BEST, BEST_EMA = "checkpoint_last.pth", "checkpoint_best.pth", "checkpoint_best_ema.pth"
+NUM_KEPT = 3
+
+_NUMPY_SCALAR = np.float64(0).__reduce__()[0]  # the function that pickles of numpy scalars call; its module was renamed in numpy 2
+
+# Plain data that published checkpoints hold besides tensors: argparse's namespace, paths, numpy scalars.
+PLAIN_DATA = [
+    argparse.Namespace,
+    pathlib.PosixPath,
+    pathlib.PurePosixPath,
+    (pathlib.PosixPath, "pathlib._local.PosixPath"),
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float64", "float32", "float16", "int64", "int32", "uint8", "bool")),
+    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
+    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
+]
+
+
+@dataclasses.dataclass
+class TrainState:
+    """What a run carries from step to step, and a checkpoint from process to process."""
+
+    net: nn.Module
+    ema: nn.Module | None
+    optimizer: torch.optim.Optimizer
+    scheduler: object
+    scaler: torch.amp.GradScaler
+    epoch: int = 0  # to train next
+    best_acc1: float = 0.0
+    best_ema_acc1: float = 0.0
+
+
+def fetch(source: str) -> Path | dict[str, Tensor]:
+    """Local path of a file or URL; the state dict itself for `hf-hub:name`. InputError where it cannot be had."""
+    if source.startswith("hf-hub:"):
+        get, argument = load_state_dict_from_hf, source.removeprefix("hf-hub:")
+    elif re.match(r"https?://", source):
+        get, argument = download_cached_file, source
+    else:
+        path = Path(source).expanduser()
+        if not path.is_file():
+            raise InputError(f"{source}: there is no such file")
+        return path
+    try:
+        fetched = get(argument)
+    except Exception as error:  # the hub and urllib raise many kinds, all of which mean: not to be had from here
+        raise InputError(f"{source} could not be fetched ({error}): download it where there is a network and give its path") from error
+    return fetched if isinstance(fetched, dict) else Path(fetched)
+
+
+def read(source: str) -> dict:
+    """Checkpoint in a file, at a URL or on the hub, on the CPU. Never runs code from it; InputError where that would be needed."""
+    path = fetch(source)
+    if isinstance(path, dict):
+        return path
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        with torch.serialization.safe_globals(PLAIN_DATA):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"(?:GLOBAL|Unsupported (?:global|class|operand))[: ]+(?:GLOBAL )?([\w.]+)", str(error))
+        raise InputError(
+            f"{source} is refused: it is damaged, or loading it would run code"
+            + (f", for it asks for {wanted[1]}" if wanted else "")
+            + ". If you trust it, save its tensors alone: torch.save({'model': state_dict}, path)"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise InputError(f"{source} is no complete checkpoint ({str(error).splitlines()[0]}): fetch it again, or use an earlier one") from error
+    if not isinstance(checkpoint, dict):
+        raise InputError(f"{source} holds a {type(checkpoint).__name__}, not a checkpoint: it must be a dict with the entry 'model'")
+    return checkpoint
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is no complete safetensors file ({error}): fetch it again") from error
+
+
+def weights(checkpoint: dict, *, use_ema: bool = False, where: str) -> dict[str, Tensor]:
+    """State dict inside a checkpoint of ours, of the published scripts, of timm, or a bare one; canonical names."""
+    names = ("model_ema", "state_dict_ema") if use_ema else ("model", "state_dict")
+    state = next((checkpoint[name] for name in names if checkpoint.get(name) is not None), None)
+    if state is None and use_ema:
+        raise InputError(f"{where} holds no EMA weights: drop --use-ema")
+    if state is None:
+        state = checkpoint
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{where} holds no weights: expected the entry 'model' or 'state_dict', or tensors by name; found {', '.join(map(str, list(checkpoint)[:5]))}")
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in state.items()}
+
+
+def _differences(net: nn.Module, state: dict[str, Tensor]) -> list[str]:
+    """What keeps `state` from fitting `net`, a line per tensor."""
+    own = net.state_dict()
+    lines = [f"{name} is {list(state[name].shape)} there, {list(own[name].shape)} here" for name in own if name in state and own[name].shape != state[name].shape]
+    lines += [f"{name} is missing there" for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    return lines + [f"{name} is unknown here" for name in state if name not in own]
+
+
+def load_weights(net: nn.Module, state: dict[str, Tensor], *, where: str) -> None:
+    """Load a complete state dict; where names differ, through the architecture's own filter. InputError names what does not fit."""
+    differences = _differences(net, state)
+    if differences:
+        converted = _own_filter(net)(state)
+        remaining = _differences(net, converted)
+        if remaining:
+            raise InputError(
+                f"{where} does not fit {type(net).__name__}: {len(differences)} tensors differ, first: " + "; ".join(differences[:3]) + ". Check --model and the number of classes"
+            )
+        state = converted
+    net.load_state_dict(state, strict=False)  # strict but for batch counters, which old checkpoints lack
+
+
+def _own_filter(net: nn.Module):
+    """The function with which timm renames an architecture's old checkpoints; identity where it has none."""
+    module = sys.modules[type(net).__module__]
+    for name in ("checkpoint_filter_fn", "_checkpoint_filter_fn", "_filter_fn"):
+        function = getattr(module, name, None)
+        if function is not None:
+            takes_net = function.__code__.co_argcount > 1
+            return lambda state: function(state, net) if takes_net else function(state)
+    return lambda state: state
+
+
+def load_finetune(net: nn.Module, source: str) -> None:
+    """Load what fits; drop head tensors of another class count, and say so. InputError where more than heads differs."""
+    where = f"--finetune {source}"
+    state = weights(read(source), where=where)
+    own = net.state_dict()
+    dropped = [name for name in state if name in own and own[name].shape != state[name].shape and own[name].shape[1:] == state[name].shape[1:]]
+    heads = {name.partition(".")[0] for name in dropped} | {"head", "head_dist"}
+    kept = {name: value for name, value in state.items() if name not in dropped and (name in own or name.partition(".")[0] not in heads)}
+    partial = {**{name: own[name] for name in own if name.partition(".")[0] in heads}, **kept}
+    load_weights(net, partial, where=where)
+    if dropped:
+        log.info("fine-tuning: new heads in place of %s", ", ".join(dropped))
+
+
+def read_for_evaluation(cfg: Config, source: str, facts: dict) -> dict[str, Tensor]:
+    """Weights to evaluate; warns where the checkpoint was made for other classes or images than `facts` tells of."""
+    checkpoint = read(source)
+    for name, here in facts.items():
+        there = checkpoint.get(name)
+        if name in ("class_names", "input_size", "crop_pct") and there is not None and there != here:
+            log.warning("%s was made with other %s than this evaluation: %s, here %s", source, name, _brief(there), _brief(here))
+    return weights(checkpoint, use_ema=cfg.use_ema, where=source)
+
+
+def _brief(value) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def resume(state: TrainState, source: str) -> None:
+    """Continue the run of the checkpoint `source`: everything in `state` as it was after the checkpoint's epoch."""
+    checkpoint = read(source)
+    if "optimizer" not in checkpoint:
+        raise InputError(f"--resume {source} holds weights alone, no run to continue: start from it with --finetune, or evaluate it with --eval")
+    load_weights(unwrap(state.net), weights(checkpoint, where=source), where=source)
+    if state.ema is not None:
+        has_ema = checkpoint.get("model_ema") is not None
+        load_weights(state.ema.module, weights(checkpoint, use_ema=has_ema, where=source), where=source)
+    try:
+        state.optimizer.load_state_dict(checkpoint["optimizer"])
+        state.scheduler.load_state_dict(checkpoint["lr_scheduler"])
+        if checkpoint.get("scaler"):
+            state.scaler.load_state_dict(checkpoint["scaler"])
+    except (ValueError, KeyError) as error:
+        raise InputError(f"--resume {source} was made with another optimiser or schedule ({error}): use the settings of the args.yaml beside it") from error
+    state.epoch = checkpoint["epoch"] + 1
+    state.best_acc1 = checkpoint.get("best_acc1", 0.0)
+    state.best_ema_acc1 = checkpoint.get("best_ema_acc1", 0.0)
+    log.info("continuing %s after epoch %d", source, checkpoint["epoch"])
+
+
+def collect(cfg: Config, state: TrainState, *, facts: dict, metrics: dict) -> dict:
+    """Checkpoint of a run after its epoch `metrics["epoch"]`."""
+    return {
+        "model": unwrap(state.net).state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "lr_scheduler": state.scheduler.state_dict(),
+        "epoch": metrics["epoch"],
+        "model_ema": state.ema.module.state_dict() if state.ema is not None else None,
+        "scaler": state.scaler.state_dict(),
+        "args": dataclasses.asdict(cfg),
+        "best_acc1": state.best_acc1,
+        "best_ema_acc1": state.best_ema_acc1,
+        "metrics": metrics,
+        **facts,
+    }
+
+
+def save(checkpoint: dict, folder: Path, names: list[str]) -> None:
+    """Write a checkpoint once, under each of `names`; a killed job leaves each file old or new, never half."""
+    temporary = folder / "checkpoint.tmp"
+    try:
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        for name in names:
+            _put(temporary, folder / name)
+    except (OSError, RuntimeError) as error:
+        free = shutil.disk_usage(folder).free // 2**20
+        reason = error if isinstance(error, OSError) else "the file could not be written"
+        raise InputError(f"{folder / names[0]}: not saved ({reason}; {free} MiB free there). Earlier checkpoints are intact: make room, then --resume auto") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _put(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source` at once: a second link where the file system has links, else a copy."""
+    staged = target.with_suffix(".tmp2")
+    staged.unlink(missing_ok=True)
+    try:
+        os.link(source, staged)
+    except OSError:
+        shutil.copyfile(source, staged)
+    os.replace(staged, target)
+
+
+def prune(folder: Path, epoch: int) -> None:
+    """Remove the numbered checkpoints up to `epoch`, but for the last three."""
+    numbered = sorted((int(match[1]), path) for path in folder.glob("checkpoint_*.pth") if (match := re.fullmatch(r"checkpoint_(\d+)", path.stem)))
+    for _, path in [item for item in numbered if item[0] <= epoch][:-NUM_KEPT]:
+        path.unlink(missing_ok=True)

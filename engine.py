@@ -1,0 +1,320 @@
+"""The training loop: fit, one epoch, one step, evaluation. Receives every part, builds none."""
+
+import contextlib
+import csv
+import dataclasses
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+import checkpoint
+from checkpoint import TrainState
+from config import Config
+from errors import InputError
+from keys import draw_words
+from losses import count_correct, is_finite
+from optim import scaled_lr
+from utils import Rank, all_sum, log, unwrap
+
+REPORT_EVERY_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalParts:
+    """How a network is run; `amp_dtype` None is full precision."""
+
+    rank: Rank
+    amp_dtype: torch.dtype | None = None
+    memory_format: torch.memory_format = torch.contiguous_format
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, self.amp_dtype, enabled=self.amp_dtype is not None)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parts(EvalParts):
+    """What every training step uses and none changes. `mix`, `teacher` and `clip` may be neutral."""
+
+    criterion: Callable
+    teacher: Callable
+    mix: Callable
+    clip: Callable
+    accum_steps: int = 1
+    freezes_batchnorm: bool = False
+    seed: int = 0
+
+
+def train_step(parts: Parts, state: TrainState, micro_batches: Iterable, *, epoch: int, step: int) -> Tensor:
+    """One optimiser step over `parts.accum_steps` micro-batches (images, class indices, positions); the mean loss, on the device.
+
+    Dropout and stochastic depth are functions of (seed, epoch, step, rank), so a resumed run repeats them."""
+    torch.manual_seed(draw_words("step", parts.seed, epoch, step, parts.rank.index)[0] % 2**63)
+    total = torch.zeros((), device=parts.rank.device, dtype=torch.float64)
+    for i, (images, targets, positions) in enumerate(micro_batches):
+        images = images.to(parts.rank.device, memory_format=parts.memory_format, non_blocking=True)
+        images, targets = parts.mix(images, targets.to(parts.rank.device, non_blocking=True), epoch, positions)
+        teacher_output = parts.teacher(images)
+        is_last = i == parts.accum_steps - 1
+        with contextlib.nullcontext() if is_last or not hasattr(state.net, "no_sync") else state.net.no_sync():
+            with parts.autocast(parts.rank.device):
+                loss = parts.criterion(state.net(images), targets, teacher_output) / parts.accum_steps
+            state.scaler.scale(loss).backward()
+        total += loss.detach()
+    state.scaler.unscale_(state.optimizer)
+    parts.clip(state.net.parameters())
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.ema is not None:
+        state.ema.update(unwrap(state.net))
+    return total
+
+
+class Meter:
+    """Sums over an epoch, and the console's progress line."""
+
+    def __init__(self, num_steps: int, images_per_step: int, epoch: int, num_epochs: int):
+        self.num_steps, self.images_per_step = num_steps, images_per_step
+        self.epoch, self.num_epochs = epoch, num_epochs
+        self.epoch_start = self.last_report = time.perf_counter()
+        self.data_wait_s = 0.0
+        self.num_done = 0
+
+    def rates(self) -> dict:
+        """Training images per second of all processes, and seconds waited for data."""
+        epoch_s = time.perf_counter() - self.epoch_start
+        return {"images_per_s": self.num_done * self.images_per_step / max(epoch_s, 1e-9), "data_wait_s": self.data_wait_s, "epoch_s": epoch_s}
+
+    def report(self, loss: float, lr: float) -> None:
+        """One progress line: where the epoch stands, when it will end, and whether the data keep up."""
+        rates = self.rates()
+        epoch_left_s = rates["epoch_s"] / self.num_done * (self.num_steps - self.num_done)
+        log.info(
+            "epoch %d/%d  step %d/%d  loss %.4f  lr %.2e  %.0f images/s  waited for data %.0f %%  epoch ends in %s",
+            self.epoch,
+            self.num_epochs,
+            self.num_done,
+            self.num_steps,
+            loss,
+            lr,
+            rates["images_per_s"],
+            100 * rates["data_wait_s"] / rates["epoch_s"],
+            _clock(epoch_left_s),
+        )
+        self.last_report = time.perf_counter()
+
+
+def _clock(seconds: float) -> str:
+    """12345 -> `3:25:45`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def set_train_mode(net: nn.Module, *, freezes_batchnorm: bool) -> None:
+    net.train()
+    if freezes_batchnorm:
+        for module in net.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def train_one_epoch(parts: Parts, state: TrainState, batches: Iterable, *, num_steps: int, epoch: int, num_epochs: int, images_per_step: int) -> dict:
+    """Train over `batches`, an iterator over micro-batches; the epoch's learning rate, mean loss and rates.
+
+    Raises FloatingPointError when the loss is no longer finite."""
+    set_train_mode(state.net, freezes_batchnorm=parts.freezes_batchnorm)
+    state.optimizer.zero_grad(set_to_none=True)
+    meter = Meter(num_steps, images_per_step, epoch, num_epochs)
+    lr = state.optimizer.param_groups[0]["lr"]
+    loss_sum = torch.zeros((), device=parts.rank.device, dtype=torch.float64)
+    skipped_steps = 0
+    batches = iter(batches)
+    for step in range(num_steps):
+        wait_start = time.perf_counter()
+        micro_batches = [next(batches) for _ in range(parts.accum_steps)]
+        meter.data_wait_s += time.perf_counter() - wait_start
+        scale = state.scaler.get_scale()
+        loss_sum += train_step(parts, state, micro_batches, epoch=epoch, step=step)
+        skipped_steps += state.scaler.get_scale() < scale
+        meter.num_done = step + 1
+        if step + 1 == num_steps or time.perf_counter() - meter.last_report > REPORT_EVERY_S:
+            _require_finite(loss_sum, epoch, step, lr)
+            meter.report(loss_sum.item() / meter.num_done, lr)
+    all_sum(loss_sum)
+    train_loss = loss_sum.item() / (num_steps * parts.rank.world_size)
+    return {"train_lr": lr, "train_loss": train_loss, "skipped_steps": skipped_steps, **meter.rates()}
+
+
+def _require_finite(loss_sum: Tensor, epoch: int, step: int, lr: float) -> None:
+    if not is_finite(loss_sum):
+        raise FloatingPointError(
+            f"the loss became {loss_sum.item()} by step {step} of epoch {epoch} (lr {lr:.2e}); the checkpoints of earlier epochs are intact. "
+            "Resume from one with a lower --lr, or with --amp bf16 or none in place of fp16"
+        )
+
+
+@torch.no_grad()
+def average_buffers(net: nn.Module) -> None:
+    """Make BatchNorm's running statistics their mean over all processes."""
+    if dist.is_initialized():
+        for buffer in net.buffers():
+            if buffer.is_floating_point():
+                all_sum(buffer).div_(dist.get_world_size())
+
+
+@torch.no_grad()
+def evaluate(net: nn.Module, loader: Iterable, parts: EvalParts, confusion: Tensor | None = None) -> dict:
+    """Loss, top-1 and top-5 accuracy in percent and the number of images, exact for any number of processes.
+
+    Every process counts its own images; the sums are added. `confusion` (C, C), of integers, is filled with the number of images
+    per (class, predicted class)."""
+    net.eval()
+    device = next(net.parameters()).device
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    for images, targets in loader:
+        images = images.to(device, memory_format=parts.memory_format, non_blocking=True)
+        targets = targets.to(device, non_blocking=True)
+        with parts.autocast(device):
+            logits = net(images)
+        losses = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+        sums += torch.stack([losses.double(), count_correct(logits, targets, 1), count_correct(logits, targets, 5), targets.new_tensor(len(targets))])
+        if confusion is not None:
+            one = torch.ones_like(targets)
+            confusion.index_put_((targets, logits.argmax(dim=1)), one, accumulate=True)
+    if confusion is not None:
+        all_sum(confusion)
+    loss, correct1, correct5, num_images = all_sum(sums.to(parts.rank.device)).tolist()
+    return {"loss": loss / num_images, "acc1": 100 * correct1 / num_images, "acc5": 100 * correct5 / num_images, "num_images": int(num_images)}
+
+
+def check_teacher(teacher, loader: Iterable, parts: Parts, *, num_classes: int, min_acc1: float | None) -> None:
+    """Log the teacher's top-1 accuracy on `loader`; InputError where it is below `min_acc1`.
+
+    None means chance plus three standard errors: what a network that learnt nothing passes once in 700 times."""
+    result = evaluate(teacher.net, loader, parts)
+    chance, num_images = 1 / num_classes, result["num_images"]
+    if min_acc1 is None:
+        min_acc1 = 100 * (chance + 3 * (chance * (1 - chance) / num_images) ** 0.5)
+    log.info("teacher: top-1 %.2f %% on %d validation images (at least %.2f %% asked for)", result["acc1"], num_images, min_acc1)
+    if result["acc1"] < min_acc1:
+        raise InputError(
+            f"the teacher's top-1 accuracy on {num_images} validation images is {result['acc1']:.2f} %, below {min_acc1:.2f} %: wrong weights, "
+            "class order or normalisation? Check --teacher-model and --teacher-path, or lower --teacher-min-acc1 (0 = off)"
+        )
+
+
+def _evaluate_both(state: TrainState, loader: Iterable, parts: Parts) -> dict:
+    """Raw and EMA accuracy under the keys of log.txt."""
+    average_buffers(unwrap(state.net))
+    raw = evaluate(unwrap(state.net), loader, parts)
+    result = {"test_loss": raw["loss"], "test_acc1": raw["acc1"], "test_acc5": raw["acc5"]}
+    if state.ema is not None:
+        average_buffers(state.ema.module)
+        ema = evaluate(state.ema.module, loader, parts)
+        result |= {"test_ema_acc1": ema["acc1"], "test_ema_acc5": ema["acc5"], "test_ema_loss": ema["loss"]}
+    return result
+
+
+PUBLISHED_KEYS = ("train_lr", "train_loss", "test_loss", "test_acc1", "test_acc5", "epoch", "n_parameters")
+
+
+def fit(cfg: Config, parts: Parts, state: TrainState, train_loader, val_loader: Iterable, *, folder: Path, run_records, facts: dict) -> None:
+    """Train from `state.epoch` to the recipe's last epoch; after each one evaluate, write a record, save checkpoints."""
+    n_parameters = sum(p.numel() for p in state.net.parameters() if p.requires_grad)
+    for epoch in range(state.epoch, cfg.epochs):
+        trained = train_one_epoch(
+            parts,
+            state,
+            train_loader.batches(epoch),
+            epoch=epoch,
+            num_epochs=cfg.epochs,
+            num_steps=train_loader.num_steps,
+            images_per_step=train_loader.global_batch,
+        )
+        eval_start = time.perf_counter()
+        tested = _evaluate_both(state, val_loader, parts)
+        eval_s = time.perf_counter() - eval_start
+        state.scheduler.step(epoch, tested["test_acc1"])
+        is_best, is_best_ema = _keep_best(state, tested)
+        best = {"best_acc1": state.best_acc1} | ({"best_ema_acc1": state.best_ema_acc1} if state.ema is not None else {})
+        found = {**trained, **tested, **best, "epoch": epoch, "n_parameters": n_parameters, "eval_s": eval_s}
+        record = {key: found[key] for key in (*PUBLISHED_KEYS, *tested, *best, *trained, "eval_s")}
+        state.epoch = epoch + 1
+        run_records.write(record)
+        if parts.rank.is_main:
+            names = [checkpoint.LAST, *([f"checkpoint_{epoch}.pth"] if (epoch + 1) % cfg.save_freq == 0 else [])]
+            names += [checkpoint.BEST] * is_best + [checkpoint.BEST_EMA] * is_best_ema
+            checkpoint.save(checkpoint.collect(cfg, state, facts=facts, metrics=record), folder, names)
+            checkpoint.prune(folder, epoch)
+        _log_epoch(record)
+    run_records.close()
+    log.info("done: %s, best acc1 %.2f", folder, state.best_acc1)
+
+
+def _log_epoch(record: dict) -> None:
+    ema = f"  EMA acc1 {record['test_ema_acc1']:.2f}" if "test_ema_acc1" in record else ""
+    log.info("epoch %d  test loss %.4f  acc1 %.2f  acc5 %.2f%s  best acc1 %.2f", *(record[key] for key in ("epoch", "test_loss", "test_acc1", "test_acc5")), ema, record["best_acc1"])
+
+
+def _keep_best(state: TrainState, tested: dict) -> tuple[bool, bool]:
+    """Whether this epoch's raw and EMA weights are the best so far; remembers their accuracies."""
+    is_best = tested["test_acc1"] > state.best_acc1
+    is_best_ema = tested.get("test_ema_acc1", 0.0) > state.best_ema_acc1
+    state.best_acc1 = max(state.best_acc1, tested["test_acc1"])
+    state.best_ema_acc1 = max(state.best_ema_acc1, tested.get("test_ema_acc1", 0.0))
+    return is_best, is_best_ema
+
+
+def announce(cfg: Config, state: TrainState, loader, rank: Rank) -> None:
+    """Say what is about to run, and warn of what is rarely meant."""
+    sampler = loader.sampler
+    log.info(
+        "%s  batch %d x %d processes x %d accumulation = global batch %d  learning rate %g x %d / 512 = %g  on %s",
+        cfg.model,
+        sampler.batch_size,
+        rank.world_size,
+        cfg.grad_accum_steps,
+        loader.global_batch,
+        cfg.lr,
+        loader.global_batch,
+        scaled_lr(cfg.lr, loader.global_batch),
+        rank.device,
+    )
+    if loader.global_batch != cfg.recipe_batch:
+        log.warning("the recipe was made for a global batch of %d, this run's is %d: accuracies may differ", cfg.recipe_batch, loader.global_batch)
+    if cfg.distillation != "none" and not hasattr(unwrap(state.net), "set_distilled_training"):
+        log.info("%s has one output: it learns both terms of the %s distillation loss on it", cfg.model, cfg.distillation)
+    num_steps = loader.num_steps * cfg.epochs
+    if state.ema is not None and num_steps < 3 / max(1 - cfg.model_ema_decay, 1e-12):
+        log.warning(
+            "--model-ema-decay %g averages over %.0f steps, more than a third of this run's %d: its EMA will lag; lower the decay",
+            cfg.model_ema_decay,
+            1 / max(1 - cfg.model_ema_decay, 1e-12),
+            num_steps,
+        )
+
+
+def report(net: nn.Module, loader: Iterable, parts: EvalParts, *, classes: list[str], report: str | None) -> None:
+    """Evaluate and print the line that ends `--eval`; write per-class accuracy and confusions to the CSV file `report`."""
+    confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64, device=parts.rank.device) if report else None
+    result = evaluate(net, loader, parts, confusion)
+    if report and parts.rank.is_main:
+        write_confusion(Path(report), confusion.cpu(), classes)
+    log.info("Accuracy of the network on the %d test images: acc1 %.3f acc5 %.3f loss %.4f", *(result[key] for key in ("num_images", "acc1", "acc5", "loss")))
+
+
+def write_confusion(path: Path, confusion: Tensor, classes: list[str]) -> None:
+    """CSV: a row per class with its images, how many were recognised, the percentage, then how often each class was predicted."""
+    try:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["class", "images", "correct", "acc1", *(f"predicted {name}" for name in classes)])
+            for i, (name, row) in enumerate(zip(classes, confusion.tolist(), strict=True)):
+                num_images = sum(row)
+                writer.writerow([name, num_images, row[i], f"{100 * row[i] / num_images:.3f}" if num_images else "", *row])
+    except OSError as error:
+        raise InputError(f"--report {path} cannot be written ({error.strerror})") from error
