@@ -116,14 +116,18 @@ def weights(checkpoint: dict, *, use_ema: bool = False, where: str) -> dict[str,
     if state is None:
         state = checkpoint
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{where} holds no weights: expected the entry 'model' or 'state_dict', or tensors by name; found {', '.join(map(str, list(checkpoint)[:5]))}")
+        raise InputError(
+            f"{where} holds no weights: expected the entry 'model' or 'state_dict', or tensors by name; found {', '.join(map(str, list(checkpoint)[:5]))}"
+        )
     return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in state.items()}
 
 
 def _differences(net: nn.Module, state: dict[str, Tensor]) -> list[str]:
     """What keeps `state` from fitting `net`, a line per tensor."""
     own = net.state_dict()
-    lines = [f"{name} is {list(state[name].shape)} there, {list(own[name].shape)} here" for name in own if name in state and own[name].shape != state[name].shape]
+    lines = [
+        f"{name} is {list(state[name].shape)} there, {list(own[name].shape)} here" for name in own if name in state and own[name].shape != state[name].shape
+    ]
     lines += [f"{name} is missing there" for name in own if name not in state and not name.endswith("num_batches_tracked")]
     return lines + [f"{name} is unknown here" for name in state if name not in own]
 
@@ -136,7 +140,9 @@ def load_weights(net: nn.Module, state: dict[str, Tensor], *, where: str) -> Non
         remaining = _differences(net, converted)
         if remaining:
             raise InputError(
-                f"{where} does not fit {type(net).__name__}: {len(differences)} tensors differ, first: " + "; ".join(differences[:3]) + ". Check --model and the number of classes"
+                f"{where} does not fit {type(net).__name__}: {len(differences)} tensors differ, first: "
+                + "; ".join(differences[:3])
+                + ". Check --model and the number of classes"
             )
         state = converted
     net.load_state_dict(state, strict=False)  # strict but for batch counters, which old checkpoints lack
@@ -234,7 +240,9 @@ def save(checkpoint: dict, folder: Path, names: list[str]) -> None:
     except (OSError, RuntimeError) as error:
         free = shutil.disk_usage(folder).free // 2**20
         reason = error if isinstance(error, OSError) else "the file could not be written"
-        raise InputError(f"{folder / names[0]}: not saved ({reason}; {free} MiB free there). Earlier checkpoints are intact: make room, then --resume auto") from error
+        raise InputError(
+            f"{folder / names[0]}: not saved ({reason}; {free} MiB free there). Earlier checkpoints are intact: make room, then --resume auto"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

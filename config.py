@@ -108,14 +108,26 @@ class Config:
     distillation_alpha: float = setting(0.5, "its share of the loss", at_least=0, at_most=1)
     distillation_tau: float = setting(1.0, "temperature of soft distillation", above=0)
     teacher_model: str = setting("regnety_160", "teacher, a name in timm's registry")
-    teacher_min_acc1: float | None = setting(None, "top-1 %% the teacher must reach on validation images before training; 0: no check (default: chance + 3 standard errors)", at_least=0, at_most=100)
-    teacher_path: str | None = setting("https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth", "its weights: file, URL or hf-hub:name; none: timm's own")
+    teacher_min_acc1: float | None = setting(
+        None, "top-1 %% the teacher must reach on validation images before training; 0: no check (default: chance + 3 standard errors)", at_least=0, at_most=100
+    )
+    teacher_path: str | None = setting(
+        "https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth", "its weights: file, URL or hf-hub:name; none: timm's own"
+    )
     # fine-tuning
     finetune: str | None = setting(None, "weights to start from: file, URL or hf-hub:name; heads of another shape are dropped")
     set_bn_eval: bool = setting(False, "train with BatchNorm's statistics frozen")
     # data
-    data_set: str = setting("IMNET", "IMNET: image folders; DIGITS: scikit-learn's handwritten digits", choices=("IMNET", "DIGITS"))
-    data_path: str | None = setting(None, "folder of train/ and val/")
+    data_set: str = setting(
+        "IMNET",
+        "IMNET: folders or tars of class folders; DIGITS: scikit-learn's handwritten digits",
+        choices=("IMNET", "CIFAR", "INAT", "INAT19", "FLOWERS", "DIGITS"),
+    )
+    data_path: str | None = setting(None, "folder of train/ and val/, or of the data set's files")
+    val_split: float | None = setting(None, "fraction of train/ to hold out where there is no val/", above=0, at_most=0.9)
+    inat_category: str = setting(
+        "name", "what counts as a class in iNaturalist", choices=("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")
+    )
     data_seed: int = setting(0, "seed of order, augmentation and mixing", at_least=0)
     crop_pct: float | None = setting(None, "part of the resized short side that evaluation crops (default 0.875; 1 up to 32 pixels)", above=0, at_most=1)
     num_workers: int | None = setting(None, "loader processes per training process (default: as many as there are cores for, at most 10)", at_least=0)
@@ -294,7 +306,7 @@ def build_parser() -> argparse.ArgumentParser:
         if wanted is bool:
             group.add_argument(*flags, dest=name, action=argparse.BooleanOptionalAction, help=meta["help"])
             continue
-        metavar = "{%s}" % ",".join(meta["choices"]) if meta["choices"] else {str: "X", dict: "K=V"}.get(wanted, wanted.__name__.upper())
+        metavar = "{" + ",".join(meta["choices"]) + "}" if meta["choices"] else {str: "X", dict: "K=V"}.get(wanted, wanted.__name__.upper())
         value_type = _key_value if wanted is dict else str
         group.add_argument(*flags, dest=name, type=value_type, nargs=meta["nargs"], const=meta["const"], metavar=metavar, help=meta["help"])
     for name, (num_values, reason) in WITHOUT_EFFECT.items():
@@ -305,10 +317,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _normalise(argv: list[str]) -> list[str]:
     """Published commands mix `-` and `_` inside flags; values stay as they are."""
-    return [
-        arg if not arg.startswith("--") else arg.partition("=")[0].replace("_", "-") + "".join(arg.partition("=")[1:])
-        for arg in argv
-    ]
+    return [arg if not arg.startswith("--") else arg.partition("=")[0].replace("_", "-") + "".join(arg.partition("=")[1:]) for arg in argv]
 
 
 def parse(argv: list[str]) -> tuple[Config, list[str]]:
@@ -347,12 +356,19 @@ def validate(cfg: Config) -> None:
         (bool(cfg.report) and not cfg.eval, "--report describes an evaluation: it needs --eval"),
         (cfg.data_set != "DIGITS" and not cfg.data_path, f"--data-set {cfg.data_set} needs --data-path, the folder that holds train/ and val/"),
         (cfg.data_set == "DIGITS" and bool(cfg.data_path), "--data-set DIGITS comes with scikit-learn and takes no --data-path: drop one of them"),
+        (
+            cfg.val_split is not None and cfg.data_set not in ("IMNET", "FLOWERS"),
+            f"--val-split holds images out of train/, which --data-set {cfg.data_set} does not have",
+        ),
         (cfg.cutmix_minmax is not None and len(cfg.cutmix_minmax) != 2, "--cutmix-minmax takes two fractions"),
         (cfg.cutmix_minmax is not None and not all(0 <= x <= 1 for x in cfg.cutmix_minmax), "--cutmix-minmax takes fractions from 0 to 1"),
         (cfg.opt_betas is not None and not all(0 <= beta < 1 for beta in cfg.opt_betas), "--opt-betas must be at least 0 and below 1"),
         (cfg.lr_noise is not None and len(cfg.lr_noise) > 2, "--lr-noise takes one or two fractions of the run"),
         (cfg.mix_group_size % 2 == 1, f"--mix-group-size {cfg.mix_group_size} is odd: images of a group are mixed in pairs"),
-        (not cfg.eval and cfg.is_mixing and cfg.batch_size % 2 == 1, f"--batch-size {cfg.batch_size} is odd: mixup pairs the images of a batch; make it even, or --mixup 0 --cutmix 0"),
+        (
+            not cfg.eval and cfg.is_mixing and cfg.batch_size % 2 == 1,
+            f"--batch-size {cfg.batch_size} is odd: mixup pairs the images of a batch; make it even, or --mixup 0 --cutmix 0",
+        ),
         (cfg.three_augment and cfg.aa not in (None, FIELDS["aa"].default), "--ThreeAugment replaces --aa: drop one of them"),
         (bool(cfg.finetune) and cfg.pretrained, "--finetune and --pretrained both say what to start from: drop one of them"),
     ]

@@ -2,16 +2,20 @@
 
 Run from the project's root, this file hides the Hugging Face package of the same name."""
 
+import io
+import json
 import os
 import re
+import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets import ImageFolder
+from torchvision.datasets import CIFAR100, ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 import augment
 from config import Config
@@ -40,27 +44,150 @@ class Images(Sequence):
         return Images([self.samples[i] for i in indices], [self.targets[i] for i in indices], self.classes, self._open_image)
 
 
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises for files that are no images
+
+
+def decode(file) -> Image.Image:
+    """The RGB image in an open file, whatever its mode there (grayscale, CMYK, palette, 16 bit)."""
+    with Image.open(file) as image:
+        return image.convert("RGB")
+
+
 def open_file(path: str) -> Image.Image:
-    """The RGB image in a file, whatever its mode there; InputError naming the file if it cannot be decoded."""
+    """The RGB image in a file; InputError naming the file if it cannot be decoded."""
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        return decode(path)
+    except UNREADABLE as error:
         raise InputError(f"{path} cannot be read as an image ({error}): replace or remove it") from error
 
 
 def open_folder(path: Path) -> Images:
     """Images in one sub-folder per class, classes in alphabetical order; InputError where there are none."""
-    if not path.is_dir():
-        raise InputError(f"{path} is not a folder: --data-path needs one holding train/ and val/, each with a folder per class")
     try:
         folder = ImageFolder(str(path))
     except FileNotFoundError as error:
         if not any(child.is_dir() for child in path.iterdir()):
-            raise InputError(f"{path} holds no class folders: put each class's images into a folder named after the class") from error
+            raise InputError(
+                f"{path} holds no class folders: put each class's images into a folder named after the class (tools/extract_imagenet.py does so for ImageNet's archives)"
+            ) from error
         empty = re.search(r"for the classes (.*?)\. Supported", str(error))
         raise InputError(f"{path}: no image in the class folders {empty[1] if empty else ''}: fill or remove them") from error
     return Images([file for file, _ in folder.samples], list(folder.targets), folder.classes, open_file)
+
+
+@dataclass(frozen=True)
+class TarMember:
+    """Where an image's bytes lie inside a tar."""
+
+    tar: str
+    name: str
+    offset: int
+    size: int
+
+
+def open_tar_member(member: TarMember) -> Image.Image:
+    """The RGB image at `member`; InputError naming it if it cannot be decoded."""
+    try:
+        with open(member.tar, "rb") as file:
+            file.seek(member.offset)
+            return decode(io.BytesIO(file.read(member.size)))
+    except UNREADABLE as error:
+        raise InputError(f"{member.tar}: {member.name} cannot be read as an image ({error}): replace or remove it") from error
+
+
+def open_tar(path: Path) -> Images:
+    """Images in a tar of class folders, classes in alphabetical order; InputError where there are none."""
+    log.info("reading the index of %s", path)
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = sorted(
+                (TarMember(str(path), item.name, item.offset_data, item.size) for item in tar if item.isfile() and item.name.lower().endswith(IMG_EXTENSIONS)),
+                key=lambda member: member.name,
+            )
+    except tarfile.TarError as error:
+        raise InputError(f"{path} is no plain, complete tar ({error}): it must be an uncompressed tar of class folders") from error
+    names = [Path(member.name).parent.name for member in members]
+    classes = sorted(set(names))
+    if not members or "" in classes:
+        raise InputError(f"{path} holds no images in class folders: it must be a tar of class folders")
+    index = {name: i for i, name in enumerate(classes)}
+    return Images(members, [index[name] for name in names], classes, open_tar_member)
+
+
+def open_part(root: Path, name: str) -> Images | None:
+    """The images of `root/name`, a folder or a tar; None where there is neither."""
+    if (root / name).is_dir():
+        return open_folder(root / name)
+    return open_tar(root / f"{name}.tar") if (root / f"{name}.tar").is_file() else None
+
+
+def open_folders(cfg: Config, val_name: str = "val") -> tuple[Images | None, Images]:
+    """Training and validation images below --data-path; no training images are fine for an evaluation."""
+    root = Path(cfg.data_path).expanduser()
+    if not root.is_dir():
+        raise InputError(f"--data-path {root} is no folder: it must hold train/ and {val_name}/, each with a folder per class, or tars of the same names")
+    train, val = open_part(root, "train"), open_part(root, val_name)
+    if train is None and (val is None or not cfg.eval):
+        raise InputError(f"--data-path {root} holds neither train/ nor train.tar: put the training images there, in a folder per class")
+    if cfg.val_split is not None:
+        if val is not None:
+            raise InputError(f"--val-split holds images out of train/, but {root / val_name} exists: drop one of them")
+        kept, held_out = stratified_split(train.targets, max(1, round(cfg.val_split * len(train))))
+        return train.part(kept), train.part(held_out)
+    if val is None:
+        raise InputError(f"--data-path {root} has no {val_name}/: add it, or hold out a tenth of train/ with --val-split 0.1")
+    if train is not None and train.classes != val.classes:
+        _refuse_classes(root, train.classes, val.classes, val_name)
+    return train, val
+
+
+def _refuse_classes(root: Path, train: list[str], val: list[str], val_name: str) -> None:
+    only_train, only_val = sorted(set(train) - set(val)), sorted(set(val) - set(train))
+    raise InputError(
+        f"{root}: train/ has {len(train)} classes, {val_name}/ has {len(val)}, and their folders must have the same names, for classes are numbered by name. "
+        f"Only in train/: {', '.join(only_train[:3]) or 'none'}; only in {val_name}/: {', '.join(only_val[:3]) or 'none'}"
+    )
+
+
+def open_cifar(cfg: Config) -> tuple[Images, Images]:
+    """CIFAR-100 from its local files."""
+    try:
+        parts = [CIFAR100(str(Path(cfg.data_path).expanduser()), train=is_training) for is_training in (True, False)]
+    except (RuntimeError, OSError) as error:
+        raise InputError(f"--data-path {cfg.data_path} holds no complete cifar-100-python/ ({error}): unpack cifar-100-python.tar.gz there") from error
+    return tuple(Images(list(part.data), part.targets, part.classes, Image.fromarray) for part in parts)
+
+
+def open_inat(cfg: Config, year: int) -> tuple[Images, Images]:
+    """iNaturalist 2018 or 2019: images listed in train<year>.json and val<year>.json, classes from categories.json.
+
+    Classes are the values of --inat-category, numbered as they first appear among the training annotations (as in DeiT)."""
+    root = Path(cfg.data_path).expanduser()
+    try:
+        train, val, categories = (json.loads((root / name).read_text()) for name in (f"train{year}.json", f"val{year}.json", "categories.json"))
+        labels = {entry.get("id", i): entry[cfg.inat_category] for i, entry in enumerate(categories)}
+        classes = list(dict.fromkeys(labels[annotation["category_id"]] for annotation in train["annotations"]))
+        return tuple(_inat_part(root, listing, labels, classes) for listing in (train, val))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--data-path {root}: {error}; --data-set {cfg.data_set} needs train{year}.json, val{year}.json and categories.json there") from error
+    except KeyError as error:
+        raise InputError(f"--data-path {root}: the iNaturalist listings have no entry {error}; check --inat-category {cfg.inat_category}") from error
+
+
+def _inat_part(root: Path, listing: dict, labels: dict, classes: list[str]) -> Images:
+    files = {image["id"]: image["file_name"] for image in listing["images"]}
+    index = {name: i for i, name in enumerate(classes)}
+    samples = [_inat_path(root, files[annotation["image_id"]]) for annotation in listing["annotations"]]
+    return Images(samples, [index[labels[annotation["category_id"]]] for annotation in listing["annotations"]], classes, open_file)
+
+
+def _inat_path(root: Path, name: str) -> str:
+    """Path of a listed image; published copies often leave out the second folder, the supercategory."""
+    path = root / name
+    if path.is_file() or name.count("/") < 3:
+        return str(path)
+    first, _, *rest = name.split("/")
+    return str(Path(root, first, *rest))
 
 
 def stratified_split(targets: list[int], num_held_out: int) -> tuple[np.ndarray, np.ndarray]:
@@ -90,14 +217,16 @@ def load_digits() -> tuple[Images, Images]:
     return every.part(kept), every.part(held_out)
 
 
-def open_validation(cfg: Config) -> Images:
-    """The images that evaluation counts."""
-    return load_digits()[1] if cfg.data_set == "DIGITS" else open_folder(Path(cfg.data_path) / "val")
-
-
-def open_training(cfg: Config) -> Images:
-    """The images that training sees."""
-    return load_digits()[0] if cfg.data_set == "DIGITS" else open_folder(Path(cfg.data_path) / "train")
+def open_images(cfg: Config) -> tuple[Images | None, Images]:
+    """Training and validation images of --data-set; for an evaluation the former may be missing."""
+    return {
+        "DIGITS": load_digits,
+        "IMNET": lambda: open_folders(cfg),
+        "FLOWERS": lambda: open_folders(cfg, val_name="test"),
+        "CIFAR": lambda: open_cifar(cfg),
+        "INAT": lambda: open_inat(cfg, 2018),
+        "INAT19": lambda: open_inat(cfg, 2019),
+    }[cfg.data_set]()
 
 
 class TrainingSet(Dataset):

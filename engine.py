@@ -191,11 +191,11 @@ def evaluate(net: nn.Module, loader: Iterable, parts: EvalParts, confusion: Tens
     return {"loss": loss / num_images, "acc1": 100 * correct1 / num_images, "acc5": 100 * correct5 / num_images, "num_images": int(num_images)}
 
 
-def check_teacher(teacher, loader: Iterable, parts: Parts, *, num_classes: int, min_acc1: float | None) -> None:
+def check_teacher(parts: Parts, loader: Iterable, *, num_classes: int, min_acc1: float | None) -> None:
     """Log the teacher's top-1 accuracy on `loader`; InputError where it is below `min_acc1`.
 
     None means chance plus three standard errors: what a network that learnt nothing passes once in 700 times."""
-    result = evaluate(teacher.net, loader, parts)
+    result = evaluate(parts.teacher.net, loader, parts)
     chance, num_images = 1 / num_classes, result["num_images"]
     if min_acc1 is None:
         min_acc1 = 100 * (chance + 3 * (chance * (1 - chance) / num_images) ** 0.5)
@@ -257,7 +257,12 @@ def fit(cfg: Config, parts: Parts, state: TrainState, train_loader, val_loader: 
 
 def _log_epoch(record: dict) -> None:
     ema = f"  EMA acc1 {record['test_ema_acc1']:.2f}" if "test_ema_acc1" in record else ""
-    log.info("epoch %d  test loss %.4f  acc1 %.2f  acc5 %.2f%s  best acc1 %.2f", *(record[key] for key in ("epoch", "test_loss", "test_acc1", "test_acc5")), ema, record["best_acc1"])
+    log.info(
+        "epoch %d  test loss %.4f  acc1 %.2f  acc5 %.2f%s  best acc1 %.2f",
+        *(record[key] for key in ("epoch", "test_loss", "test_acc1", "test_acc5")),
+        ema,
+        record["best_acc1"],
+    )
 
 
 def _keep_best(state: TrainState, tested: dict) -> tuple[bool, bool]:

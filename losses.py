@@ -38,10 +38,8 @@ class DistillationLoss(nn.Module):
 
     def forward(self, outputs, targets: Tensor, teacher_output: Tensor) -> Tensor:
         logits, logits_dist = outputs if isinstance(outputs, tuple) else (outputs, outputs)
-        if self.kind == "hard":
-            distillation = hard_distillation(logits_dist, teacher_output)
-        else:
-            distillation = soft_distillation(logits_dist, teacher_output, self.tau)
+        is_hard = self.kind == "hard"
+        distillation = hard_distillation(logits_dist, teacher_output) if is_hard else soft_distillation(logits_dist, teacher_output, self.tau)
         return (1 - self.alpha) * self.base(logits, targets) + self.alpha * distillation
 
 

@@ -5,6 +5,8 @@ A table of contents: each line builds one part and hands it on. What needs torch
 
 import os
 import sys
+import time
+import traceback
 
 import config
 from errors import InputError
@@ -23,14 +25,16 @@ def train(cfg: config.Config, rank) -> None:
     import teacher
     import utils
 
+    amp_dtype = utils.pick_amp(cfg.amp, rank.device)
+    memory_format = utils.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
     folder = records.claim_folder(cfg, rank)
-    train_images, val_images = datasets.open_training(cfg), datasets.open_validation(cfg)
+    train_images, val_images = datasets.open_images(cfg)
     loader, val_loader = datasets.build_train_loader(cfg, train_images, rank), datasets.build_val_loader(cfg, val_images, rank)
     num_classes = len(train_images.classes)
     net = model.build(cfg, num_classes, distillation=cfg.distillation != "none")
     if cfg.finetune:
         checkpoint.load_finetune(net, cfg.finetune)
-    net.to(rank.device, memory_format=utils.pick_memory_format(cfg.memory_format))
+    net.to(rank.device, memory_format=memory_format)
     optimizer = optim.build_optimizer(cfg, net, loader.global_batch)
     state = checkpoint.TrainState(
         ema=optim.build_ema(cfg, net),
@@ -47,8 +51,8 @@ def train(cfg: config.Config, rank) -> None:
         teacher=teacher.build_teacher(cfg, num_classes, rank),
         mix=augment.build_mixing(cfg, loader.plan, num_classes),
         clip=optim.build_clipping(cfg),
-        amp_dtype=utils.pick_amp(cfg.amp, rank.device),
-        memory_format=utils.pick_memory_format(cfg.memory_format),
+        amp_dtype=amp_dtype,
+        memory_format=memory_format,
         accum_steps=cfg.grad_accum_steps,
         freezes_batchnorm=cfg.set_bn_eval,
         seed=cfg.seed,
@@ -70,15 +74,17 @@ def evaluate(cfg: config.Config, rank) -> None:
     import records
     import utils
 
-    images = datasets.open_validation(cfg)
+    amp_dtype = utils.pick_amp(cfg.amp, rank.device)
+    memory_format = utils.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
+    _, images = datasets.open_images(cfg)
     source = records.find_checkpoint(cfg, records.choose_folder(cfg))
     saved = checkpoint.read_for_evaluation(cfg, source, datasets.facts(cfg, images.classes)) if source else None
     has_dist_head = any("dist" in name for name in saved) if saved else cfg.distillation != "none"
     net = model.build(cfg, len(images.classes), distillation=has_dist_head)
     if saved:
         checkpoint.load_weights(net, saved, where=source)
-    utils.replace_batchnorm(net.eval()).to(rank.device, memory_format=utils.pick_memory_format(cfg.memory_format))
-    parts = engine.EvalParts(amp_dtype=utils.pick_amp(cfg.amp, rank.device), memory_format=utils.pick_memory_format(cfg.memory_format), rank=rank)
+    utils.replace_batchnorm(net.eval()).to(rank.device, memory_format=memory_format)
+    parts = engine.EvalParts(amp_dtype=amp_dtype, memory_format=memory_format, rank=rank)
     engine.report(net, datasets.build_val_loader(cfg, images, rank), parts, classes=images.classes, report=cfg.report)
 
 
@@ -89,16 +95,30 @@ def main(argv: list[str]) -> None:
     rank = utils.start_process(cfg.device, cfg.seed)
     for note in notes:
         utils.log.info(note)
-    try:
-        evaluate(cfg, rank) if cfg.eval else train(cfg, rank)
-    finally:
-        utils.stop_process()
+    evaluate(cfg, rank) if cfg.eval else train(cfg, rank)
+    utils.stop_process()
+
+
+def explain(error: BaseException) -> int:
+    """Name the cause of a failed run, once for all its processes; the exit code.
+
+    Under a launcher each process but the first to fail is about to be ended by it, so all wait before they speak, and only the
+    one that failed first gets to. What the user can put right is known to all at once: the first process tells."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    index = int(os.environ.get("RANK", 0))
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not (index == 0 and isinstance(error, InputError)):
+        time.sleep(3)
+    if not isinstance(error, InputError):
+        traceback.print_exception(error)
+        return 1
+    text = str(error).rpartition("errors.InputError: ")[2].strip()  # a loader's worker wraps it in its own traceback
+    sys.stderr.write(f"error: {text}\n" if index == 0 else f"[rank {index}] error: {text}\n")
+    return 1
 
 
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except InputError as error:
-        sys.exit(f"error: {error}" if os.environ.get("RANK", "0") == "0" else 1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except (Exception, KeyboardInterrupt) as failure:
+        sys.exit(explain(failure))

@@ -34,9 +34,7 @@ def build_optimizer(cfg: Config, net: nn.Module, global_batch: int) -> torch.opt
         raise InputError(f"--opt {cfg.opt} is no optimiser timm knows" + (f"; did you mean {' or '.join(close)}?" if close else ""))
     betas = {"betas": cfg.opt_betas} if cfg.opt_betas is not None else {}
     eps = {"eps": cfg.opt_eps} if cfg.opt_eps is not None else {}
-    return create_optimizer_v2(
-        net, opt=cfg.opt, lr=scaled_lr(cfg.lr, global_batch), weight_decay=cfg.weight_decay, momentum=cfg.momentum, **eps, **betas
-    )
+    return create_optimizer_v2(net, opt=cfg.opt, lr=scaled_lr(cfg.lr, global_batch), weight_decay=cfg.weight_decay, momentum=cfg.momentum, **eps, **betas)
 
 
 class PlateauSchedule(PlateauLRScheduler):

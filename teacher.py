@@ -72,7 +72,7 @@ def load_teacher(cfg: Config, num_classes: int, rank: Rank) -> Teacher:
                 _refuse_class_count(cfg, teacher_count, num_classes)
             checkpoint.load_weights(net, state, where=where)
     _check_input(cfg, net)
-    return Teacher(net.to(rank.device, memory_format=pick_memory_format(cfg.memory_format)), is_hard=cfg.distillation == "hard")
+    return Teacher(net.to(rank.device, memory_format=pick_memory_format(cfg.memory_format, rank.device, None)), is_hard=cfg.distillation == "hard")
 
 
 def _check_input(cfg: Config, net: nn.Module) -> None:
@@ -87,5 +87,8 @@ def _check_input(cfg: Config, net: nn.Module) -> None:
     known = get_pretrained_cfg(cfg.teacher_model)
     if known is not None and cfg.teacher_path is None and (tuple(known.mean), tuple(known.std)) != (augment.MEAN, augment.STD):
         log.warning(
-            "the teacher %s was trained with mean %s and std %s, students here see images with ImageNet's: expect a weaker teacher", cfg.teacher_model, known.mean, known.std
+            "the teacher %s was trained with mean %s and std %s, students here see images with ImageNet's: expect a weaker teacher",
+            cfg.teacher_model,
+            known.mean,
+            known.std,
         )

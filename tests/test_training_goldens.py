@@ -41,7 +41,11 @@ def build(cfg):
     net = load_golden_weights(model.create_model("recnext_m0", num_classes=10, distillation=cfg.distillation != "none").double())
     optimizer = optim.build_optimizer(cfg, net, BATCH)
     state = TrainState(
-        net=net, ema=optim.build_ema(cfg, net), optimizer=optimizer, scheduler=optim.build_scheduler(cfg, optimizer), scaler=utils.build_scaler("none", CPU.device)
+        net=net,
+        ema=optim.build_ema(cfg, net),
+        optimizer=optimizer,
+        scheduler=optim.build_scheduler(cfg, optimizer),
+        scaler=utils.build_scaler("none", CPU.device),
     )
     teacher = no_teacher
     if cfg.distillation != "none":

@@ -1,0 +1,60 @@
+"""Small real data and a short run, shared by the tests: scikit-learn's digits as JPEG folders."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import datasets
+import main
+from tools.export_digits import export
+
+ROOT = Path(__file__).resolve().parent.parent
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _few_threads(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def digits_folder(tmp_path_factory) -> Path:
+    """96 training and 40 validation JPEGs of 48x48 in four class folders, as ImageNet's are laid out."""
+    folder = tmp_path_factory.mktemp("digits")
+    for name, images, count in zip(("train", "val"), datasets.load_digits(), (96, 40), strict=True):
+        few = [i for i, target in enumerate(images.targets) if target < 4][:count]
+        export(images.part(few), folder / name, size=48)
+    return folder
+
+
+SHORT_RUN = [
+    "--model=recnext_m0", "--input-size=32", "--batch-size=16", "--mix-group-size=16", "--mix-lanes=2", "--epochs=2", "--warmup-epochs=1", "--lr=3e-2",
+    "--model-ema-decay=0.9", "--num_workers=0", "--hflip=0", "--device=cpu",
+]  # fmt: skip
+
+
+@pytest.fixture
+def short_run(digits_folder, capsys):
+    """Run main in this process on the small folder; returns what it printed. Flags given override those of the short run."""
+
+    def run(*flags: str) -> str:
+        data = [] if any("--data" in flag for flag in flags) else [f"--data-path={digits_folder}"]
+        distillation = [] if any("--distill" in flag or "--finetune" in flag for flag in flags) else ["--distillation-type=none"]
+        main.main([*SHORT_RUN, *data, *distillation, *flags])
+        return capsys.readouterr().out
+
+    return run
+
+
+def read_log(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+
+
+def run_command(*args: str, **env: str) -> subprocess.CompletedProcess:
+    """A command of the project as a user runs it, from the root, in a process of its own."""
+    return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **env}, timeout=300)
