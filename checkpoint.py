@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from timm.models._hub import download_cached_file, load_state_dict_from_hf
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from config import Config
 from errors import InputError
-from utils import log, unwrap
+from utils import Rank, all_sum, gather, log, unwrap
 
 LAST, BEST, BEST_EMA = "checkpoint_last.pth", "checkpoint_best.pth", "checkpoint_best_ema.pth"
 NUM_KEPT = 3
@@ -51,6 +52,9 @@ class TrainState:
     scheduler: object
     scaler: torch.amp.GradScaler
     epoch: int = 0  # to train next
+    step: int = 0  # optimiser steps done in that epoch, and what they summed up to
+    loss_sum: Tensor | float = 0.0
+    skipped_steps: int = 0
     best_acc1: float = 0.0
     best_ema_acc1: float = 0.0
 
@@ -188,43 +192,143 @@ def _brief(value) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def resume(state: TrainState, source: str) -> None:
-    """Continue the run of the checkpoint `source`: everything in `state` as it was after the checkpoint's epoch."""
+# Settings that may differ between a run and its continuation: they say where and how it runs, not what it computes.
+# Batch, processes and accumulation are compared by their product, data by number of images and class names.
+FREE_SETTINGS = {
+    "batch_size", "grad_accum_steps", "recipe_batch", "start_epoch", "device", "output_dir", "overwrite", "resume", "save_freq", "project",
+    "checkpoint_steps", "checkpoint_minutes", "allow_config_change", "eval", "use_ema", "report", "pretrained", "finetune", "teacher_min_acc1",
+    "teacher_path", "data_path", "num_workers", "pin_mem", "model_ema_force_cpu",
+}  # fmt: skip
+
+
+def _changes(checkpoint: dict, cfg: Config, run: dict) -> list[str]:
+    """How the recipe of `checkpoint` differs from `cfg` and `run`, a line per setting."""
+    there, here = {**checkpoint["args"], **checkpoint.get("run", {})}, {**dataclasses.asdict(cfg), **run}
+    names = [name for name in here if name in there and name not in FREE_SETTINGS]
+    return [f"{name} was {_brief(there[name])}, is {_brief(here[name])}" for name in names if _plain(there[name]) != _plain(here[name])]
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _require_same_recipe(checkpoint: dict, cfg: Config, run: dict, source: str) -> bool:
+    """Whether the recipe is the checkpoint's; where it is not, InputError unless --allow-config-change."""
+    if not isinstance(checkpoint.get("args"), dict):
+        log.warning("%s was not written by this project: its recipe is not compared with this run's", source)
+        return True
+    changes = _changes(checkpoint, cfg, run)
+    if changes and not cfg.allow_config_change:
+        raise InputError(
+            f"--resume {source}: the recipe changed: "
+            + "; ".join(changes)
+            + ". Resume with the settings of the args.yaml beside it, or accept with --allow-config-change"
+        )
+    for change in changes:
+        log.warning("resuming with another recipe: %s", change)
+    return not changes
+
+
+def resume(cfg: Config, state: TrainState, source: str, *, run: dict, rank: Rank) -> None:
+    """Continue the run of the checkpoint `source`: everything in `state` as it was when it was saved.
+
+    `run` holds what of the recipe is not a setting: the global batch and the data's size. Where --allow-config-change lets the
+    recipe differ, weights, moments and position are the checkpoint's, rates and decays the new recipe's."""
     checkpoint = read(source)
     if "optimizer" not in checkpoint:
         raise InputError(f"--resume {source} holds weights alone, no run to continue: start from it with --finetune, or evaluate it with --eval")
+    is_same = _require_same_recipe(checkpoint, cfg, run, source)
     load_weights(unwrap(state.net), weights(checkpoint, where=source), where=source)
     if state.ema is not None:
         has_ema = checkpoint.get("model_ema") is not None
         load_weights(state.ema.module, weights(checkpoint, use_ema=has_ema, where=source), where=source)
+    state.epoch = checkpoint["epoch"] + 1
+    _resume_optimizer(checkpoint, state, source, is_same=is_same)
+    state.step = checkpoint.get("step", 0) if is_same else 0
+    if state.step:
+        _resume_inside_epoch(checkpoint, state, rank)
+    state.best_acc1 = checkpoint.get("best_acc1", 0.0)
+    state.best_ema_acc1 = checkpoint.get("best_ema_acc1", 0.0)
+    log.info("continuing %s with epoch %d, step %d", source, state.epoch, state.step)
+
+
+def _resume_optimizer(checkpoint: dict, state: TrainState, source: str, *, is_same: bool) -> None:
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in state.optimizer.param_groups]
     try:
         state.optimizer.load_state_dict(checkpoint["optimizer"])
-        state.scheduler.load_state_dict(checkpoint["lr_scheduler"])
+        if is_same:
+            state.scheduler.load_state_dict(checkpoint["lr_scheduler"])
         if checkpoint.get("scaler"):
             state.scaler.load_state_dict(checkpoint["scaler"])
     except (ValueError, KeyError) as error:
         raise InputError(f"--resume {source} was made with another optimiser or schedule ({error}): use the settings of the args.yaml beside it") from error
-    state.epoch = checkpoint["epoch"] + 1
-    state.best_acc1 = checkpoint.get("best_acc1", 0.0)
-    state.best_ema_acc1 = checkpoint.get("best_ema_acc1", 0.0)
-    log.info("continuing %s after epoch %d", source, checkpoint["epoch"])
+    if not is_same:
+        for group, setting in zip(state.optimizer.param_groups, settings, strict=True):
+            group.update(setting)
+        if state.epoch > 0:
+            state.scheduler.step(state.epoch - 1)
 
 
-def collect(cfg: Config, state: TrainState, *, facts: dict, metrics: dict) -> dict:
-    """Checkpoint of a run after its epoch `metrics["epoch"]`."""
-    return {
-        "model": unwrap(state.net).state_dict(),
+def _floating_buffers(state: TrainState) -> list[Tensor]:
+    """BatchNorm's running statistics of network and EMA, which differ between processes inside an epoch."""
+    nets = [unwrap(state.net)] + ([state.ema.module] if state.ema is not None else [])
+    return [buffer for net in nets for buffer in net.buffers() if buffer.is_floating_point()]
+
+
+def _resume_inside_epoch(checkpoint: dict, state: TrainState, rank: Rank) -> None:
+    """Each process's own sums and statistics; where their number changed, the sums go to the first and the statistics stay the mean."""
+    loss_sums = checkpoint["loss_sums"]
+    state.skipped_steps = checkpoint["skipped_steps"]
+    if len(loss_sums) != rank.world_size:
+        # What a process adds up is its mean loss: the sum over processes is kept as if it had been theirs in equal parts.
+        state.loss_sum = sum(loss_sums) / len(loss_sums)
+        return
+    state.loss_sum = loss_sums[rank.index]
+    if rank.world_size > 1:
+        own = checkpoint["rank_buffers"][rank.index]
+        buffers = _floating_buffers(state)
+        with torch.no_grad():
+            for buffer, value in zip(buffers, own.split([buffer.numel() for buffer in buffers]), strict=True):
+                buffer.copy_(value.view_as(buffer))
+
+
+def collect(cfg: Config, state: TrainState, *, facts: dict, run: dict, metrics: dict, rank: Rank) -> dict:
+    """Checkpoint of a run as it stands; every process takes part, for inside an epoch each has sums and statistics of its own.
+
+    Running statistics are stored as their mean over processes, and inside an epoch each process's besides."""
+    model, ema = unwrap(state.net).state_dict(), state.ema.module.state_dict() if state.ema is not None else None
+    checkpoint = {
+        "model": model,
         "optimizer": state.optimizer.state_dict(),
         "lr_scheduler": state.scheduler.state_dict(),
-        "epoch": metrics["epoch"],
-        "model_ema": state.ema.module.state_dict() if state.ema is not None else None,
+        "epoch": state.epoch - 1,
+        "model_ema": ema,
         "scaler": state.scaler.state_dict(),
         "args": dataclasses.asdict(cfg),
+        "run": run,
         "best_acc1": state.best_acc1,
         "best_ema_acc1": state.best_ema_acc1,
+        "step": state.step,
         "metrics": metrics,
         **facts,
     }
+    if state.step:
+        checkpoint["loss_sums"] = gather(torch.as_tensor(state.loss_sum, dtype=torch.float64, device=rank.device), rank).tolist()
+        checkpoint["skipped_steps"] = state.skipped_steps
+    if state.step and rank.world_size > 1:
+        own = torch.cat([buffer.flatten().float() for buffer in _floating_buffers(state)]).to(rank.device)
+        checkpoint["rank_buffers"] = gather(own, rank).cpu()
+        for entries in (model, ema or {}):
+            _average(entries)
+    return checkpoint
+
+
+@torch.no_grad()
+def _average(entries: dict[str, Tensor]) -> None:
+    """Replace the running statistics among `entries` by their mean over all processes; the network keeps its own."""
+    for name in entries:
+        if name.endswith(("running_mean", "running_var")):
+            entries[name] = all_sum(entries[name].clone()).div_(dist.get_world_size())
 
 
 def save(checkpoint: dict, folder: Path, names: list[str]) -> None:

@@ -16,12 +16,14 @@ import io
 import json
 import math
 import os
+import shutil
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import plots
 import run_logs
 from errors import InputError
 from run_logs import Run
@@ -89,7 +91,7 @@ def _plain(value: object, _digits: int) -> str:
 
 
 def _millions(value: int, _digits: int) -> str:
-    return f"{value / 1e6:.2f}M"
+    return f"{value / 1e6:.2f}M" if value >= 1e4 else str(value)
 
 
 def _whole(value: float, _digits: int) -> str:
@@ -185,8 +187,8 @@ def render(rows: list[Row], *, layout: str, digits: int | None, against: str) ->
 # --- against a reference ---------------------------------------------------------------------------------------------------------------
 
 EXPECTATION = (
-    "Expected best: the error shrinks to the reference's end by the same ratio as the reference's did (from the mean of the last "
-    f"{MEAN_EPOCHS} epochs).\nPublished 300-epoch runs measured against one another: off by 0.5 points (median; nine in ten below 1.4) when cut after 100 epochs,\n"
+    f"Expected best: the error shrinks to the reference's end by the same ratio as the reference's did, from the mean of the last {MEAN_EPOCHS} epochs.\n"
+    "Published 300-epoch runs held against one another: off by 0.5 points (median; nine in ten below 1.4) when cut after 100 epochs,\n"
     "by 0.5 (1.2) after 200; by 0.3 (1.0) where both end within 2 points. Runs whose learning rates differ are not comparable before the end."
 )
 
@@ -281,27 +283,27 @@ def _ago(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def progress_line(run: Run, record: run_logs.Record, *, last_epoch: int | None, reference: Run | None) -> str:
-    """One epoch in one line: accuracies, loss, learning rate, speed, and what is left to do."""
-    best_epoch, best_acc1 = run.best("test_acc1")
-    parts = [run.label, f"epoch {record['epoch']}" + (f"/{last_epoch}" if last_epoch is not None else "")]
-    parts += [f"{name} {record[key]:{form}}" for name, key, form in PROGRESS if key in record]
-    if best_acc1 is not None:
-        parts.append(f"best {best_acc1:.2f} at {best_epoch}")
-    if reference is not None:
-        against = compare(run, reference)
-        parts += [f"{against['ahead_acc1']:+.2f} against {reference.label}"] if against["ahead_acc1"] is not None else []
-        parts += [f"best expected {against['expected_best_acc1']:.1f}"] if against["expected_best_acc1"] is not None else []
+def describe_progress(run: Run, *, last_epoch: int | None, reference: Run | None) -> tuple[str, str]:
+    """Two phrases on a run's last epoch: how far it is and when it will end, and its measures."""
+    record = run.records[-1]
+    where = [run.label, f"epoch {record['epoch']}" + (f"/{last_epoch}" if last_epoch is not None else "")]
     left = None if last_epoch is None else hours_left(run, last_epoch)
     if left:
         end = run.path.stat().st_mtime + left * 3600
-        parts.append(f"{left:.1f} h left, until {time.strftime('%a %d %b %H:%M', time.localtime(end))}")
+        where.append(f"{left:.1f} h left, until {time.strftime('%a %d %b %H:%M', time.localtime(end))}")
     elif last_epoch is not None and run.last_epoch >= last_epoch:
-        parts.append("finished")
-    return "  ".join(parts)
+        where.append("finished")
+    measures = [f"{name} {record[key]:{form}}" for name, key, form in PROGRESS if key in record]
+    best_epoch, best_acc1 = run.best("test_acc1")
+    measures += [f"best {best_acc1:.2f} at {best_epoch}"] if best_acc1 is not None else []
+    if reference is not None:
+        against = compare(run, reference)
+        measures += [f"{against['ahead_acc1']:+.2f} against {reference.label}"] if against["ahead_acc1"] is not None else []
+        measures += [f"expected best {against['expected_best_acc1']:.1f}"] if against["expected_best_acc1"] is not None else []
+    return "  ".join(where), "  ".join(measures)
 
 
-PROGRESS = (
+PROGRESS = (  # name, key of the record, format
     ("acc1", "test_acc1", ".2f"),
     ("ema", "test_ema_acc1", ".2f"),
     ("train loss", "train_loss", ".4f"),
@@ -319,7 +321,7 @@ class Follower:
         self.reference = reference
         self.is_terminal = is_terminal
         self.paths: dict[str, Path] = {}  # chosen once: of two jobs in one folder, the view must not jump to and fro
-        self.printed: dict[Path, int] = {}
+        self.printed: dict[str, int] = {}  # last epoch written out; -1 where only the waiting was
         self.num_drawn = 0
 
     def step(self) -> bool:
@@ -330,13 +332,13 @@ class Follower:
             path = self.paths.get(name) or newest_log(name)
             runs = run_logs.read_log(path).runs if path is not None and path.exists() else []
             if not runs:
-                lines.append(f"waiting for an epoch in {name}")
+                lines += self._waiting(name)
                 continue
             self.paths[name] = path
             run_logs.label_runs(runs)
-            run, last_epoch = runs[-1], self._last_epoch(path)
-            lines += self._block(run, last_epoch) if self.is_terminal else self._new_lines(run, last_epoch)
-            num_finished += last_epoch is not None and run.last_epoch >= last_epoch
+            last_epoch = self._last_epoch(path)
+            lines += self._block(runs[-1], last_epoch) if self.is_terminal else self._new_lines(name, runs[-1], last_epoch)
+            num_finished += last_epoch is not None and runs[-1].last_epoch >= last_epoch
         self._show(lines)
         return num_finished == len(self.names)
 
@@ -346,29 +348,35 @@ class Follower:
             return planned - 1
         return self.reference.last_epoch if self.reference is not None else None
 
-    def _block(self, run: Run, last_epoch: int | None) -> list[str]:
-        """The last epoch's line and the courses of accuracy and loss so far."""
-        silent_s = time.time() - run.path.stat().st_mtime
-        courses = [f"{name} {sparkline([value for _, value in run.series(key)])}" for name, key in (("acc1", "test_acc1"), ("train loss", "train_loss"))]
-        line = progress_line(run, run.records[-1], last_epoch=last_epoch, reference=self.reference)
-        return [line, "    " + "   ".join([*courses, f"written {_ago(silent_s)} ago"])]
+    def _waiting(self, name: str) -> list[str]:
+        """On a terminal always, else the first time."""
+        is_new = name not in self.printed
+        self.printed.setdefault(name, -1)
+        return [f"waiting for the first epoch in {name}"] if self.is_terminal or is_new else []
 
-    def _new_lines(self, run: Run, last_epoch: int | None) -> list[str]:
-        """The last epoch at first, then every epoch that was not yet printed."""
-        known = self.printed.get(run.path, run.last_epoch - 1)
-        self.printed[run.path] = run.last_epoch
-        new = [index for index, record in enumerate(run.records, 1) if record["epoch"] > known]
-        return [progress_line(Run(run.path, run.records[:count], label=run.label), run.records[count - 1], last_epoch=last_epoch, reference=self.reference) for count in new]
+    def _block(self, run: Run, last_epoch: int | None) -> list[str]:
+        """Progress, measures, and the courses of accuracy and loss so far."""
+        where, measures = describe_progress(run, last_epoch=last_epoch, reference=self.reference)
+        courses = [f"{name} {sparkline([value for _, value in run.series(key)])}" for name, key in (("acc1", "test_acc1"), ("train loss", "train_loss"))]
+        return [f"{where}  (written {_ago(time.time() - run.path.stat().st_mtime)} ago)", f"  {measures}", "  " + "  ".join(courses)]
+
+    def _new_lines(self, name: str, run: Run, last_epoch: int | None) -> list[str]:
+        """The last epoch at first, then every epoch that was not yet written out."""
+        known = self.printed.get(name, run.last_epoch - 1)
+        self.printed[name] = run.last_epoch
+        past = [Run(run.path, run.records[: index + 1], label=run.label) for index, record in enumerate(run.records) if record["epoch"] > known]
+        return ["  ".join(describe_progress(state, last_epoch=last_epoch, reference=self.reference)) for state in past]
 
     def _show(self, lines: list[str]) -> None:
-        if not self.is_terminal:
-            fresh = [line for line in lines if not line.startswith("waiting")]
-            print("\n".join(fresh), end="\n" if fresh else "", flush=True)
-            return
-        width = os.get_terminal_size().columns
-        back = f"\x1b[{self.num_drawn}F\x1b[J" if self.num_drawn else ""
-        print(back + "\n".join(line[:width] for line in lines), flush=True)
-        self.num_drawn = len(lines)
+        """Over what was drawn before, on a terminal; lines that would wrap are cut, as the way back up counts them."""
+        if self.is_terminal:
+            width = shutil.get_terminal_size().columns
+            back = f"\x1b[{self.num_drawn}F\x1b[J" if self.num_drawn else ""
+            lines = [line[:width] for line in lines]
+            lines[0] = back + lines[0]
+            self.num_drawn = len(lines)
+        for line in lines:
+            print(line, flush=True)
 
 
 def follow(names: list[str], *, reference: Run | None, interval_s: float) -> None:
@@ -399,8 +407,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--digits", type=int, choices=range(7), help="decimals of accuracies [table 2, markdown 1 as in published tables]")
     parser.add_argument("--against", metavar="REF", help="log of a reference run")
     parser.add_argument("--plot", metavar="FILE", help="curves as .png, .svg, .pdf or one self-contained .html page")
-    parser.add_argument("--smooth", type=int, default=9, metavar="EPOCHS", help="--plot: centred mean over so many epochs; 1: none [9]")
-    parser.add_argument("--scatter", nargs=3, metavar=("TABLE", "X", "Y"), help="--plot column Y of a CSV or Markdown table against column X, instead of curves")
+    parser.add_argument("--smooth", type=int, metavar="EPOCHS", help="--plot: centred mean over so many epochs; 1: none [3 %% of the longest run]")
+    parser.add_argument(
+        "--scatter", nargs=3, metavar=("TABLE", "X", "Y"), help="--plot column Y of a CSV or Markdown table against column X, instead of curves"
+    )
     parser.add_argument("--follow", action="store_true", help="summary of running jobs, refreshed; of a folder, the log written to last")
     parser.add_argument("--interval", type=_positive, default=2.0, metavar="SECONDS", help="--follow: time between two looks [2]")
     return parser
@@ -413,7 +423,7 @@ def validate(args: argparse.Namespace) -> None:
         (args.scatter and (args.logs or args.follow or args.against), "--scatter draws a table: give it no logs, no --follow and no --against"),
         (args.follow and args.plot, "--follow and --plot exclude each other: plot in a second terminal"),
         (not args.scatter and not args.logs, "name at least one log: a log.txt, a summary.csv or a folder that holds some"),
-        (args.smooth < 1, f"--smooth {args.smooth} is no number of epochs: 1 or more"),
+        (args.smooth is not None and args.smooth < 1, f"--smooth {args.smooth} is no number of epochs: 1 or more"),
     ]
     for is_wrong, message in rules:
         if is_wrong:
@@ -444,16 +454,16 @@ def run_command(args: argparse.Namespace) -> None:
     if args.follow:
         follow(args.logs, reference=read_reference(args.against)[0] if args.against else None, interval_s=args.interval)
         return
-    runs = [] if args.scatter else show_tables(args)
     if not args.plot:
+        show_tables(args)
         return
-    import plots  # here, so that tables need no plotting package
-
+    out = plots.checked_path(args.plot)
     if args.scatter:
-        plots.plot_scatter(Path(args.scatter[0]), args.scatter[1], args.scatter[2], out=Path(args.plot))
+        table, x_name, y_name = args.scatter
+        plots.plot_scatter(Path(table), x_name, y_name, out=out)
     else:
-        plots.plot_curves(runs, out=Path(args.plot), smooth_epochs=args.smooth)
-    print(f"wrote {args.plot}", file=sys.stderr)
+        plots.plot_curves(show_tables(args), out=out, smooth_epochs=args.smooth)
+    print(f"wrote {out}", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -472,4 +482,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # a terminal without these letters shows others instead of failing
     sys.exit(main())

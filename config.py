@@ -52,6 +52,9 @@ class Config:
     overwrite: bool = setting(False, "start afresh in a folder that holds a run, deleting that run")
     resume: str | None = setting(None, "checkpoint to continue or, with --eval, to evaluate: file, URL, hf-hub:name, or auto (the last one in --output_dir)")
     save_freq: int = setting(1, "epochs between numbered checkpoints, of which the last three are kept", at_least=1)
+    checkpoint_steps: int | None = setting(None, "optimiser steps between checkpoints inside an epoch (default: none inside)", at_least=1)
+    checkpoint_minutes: float | None = setting(None, "minutes between checkpoints inside an epoch (default: none inside)", above=0)
+    allow_config_change: bool = setting(False, "resume although the recipe differs from the checkpoint's")
     project: str | None = setting(None, "Weights & Biases project to log to (needs the package wandb)")
     # evaluation
     eval: bool = setting(False, "evaluate the weights of --resume or --pretrained, fused, and exit")

@@ -6,7 +6,9 @@ import io
 import json
 import os
 import re
+import signal
 import tarfile
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +70,8 @@ def open_folder(path: Path) -> Images:
     except FileNotFoundError as error:
         if not any(child.is_dir() for child in path.iterdir()):
             raise InputError(
-                f"{path} holds no class folders: put each class's images into a folder named after the class (tools/extract_imagenet.py does so for ImageNet's archives)"
+                f"{path} holds no class folders: put each class's images into a folder named after the class "
+                "(tools/extract_imagenet.py does so for ImageNet's archives)"
             ) from error
         empty = re.search(r"for the classes (.*?)\. Supported", str(error))
         raise InputError(f"{path}: no image in the class folders {empty[1] if empty else ''}: fill or remove them") from error
@@ -290,12 +293,31 @@ def count_workers(cfg: Config, rank: Rank) -> int:
     """Loader processes of this process: as asked for, else one per core that it has to itself, at most 10."""
     if cfg.num_workers is not None:
         return cfg.num_workers
-    return min(10, max(1, len(os.sched_getaffinity(0)) // rank.local_world_size))
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(10, max(1, num_cores // rank.local_world_size))
+
+
+def _obey_parent_alone(worker_id: int) -> None:
+    """Make a loader's worker ignore what asks a whole process group to stop, but for its own parent's SIGTERM.
+
+    The training process still needs its workers to reach the next checkpoint."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _loader_settings(cfg: Config, rank: Rank, num_items: int) -> dict:
     num_workers = count_workers(cfg, rank) if num_items else 0
-    return {"num_workers": num_workers, "persistent_workers": num_workers > 0, "pin_memory": cfg.pin_mem and rank.device.type == "cuda"}
+    workers = {"num_workers": num_workers, "persistent_workers": num_workers > 0, "worker_init_fn": _obey_parent_alone}
+    return {**workers, "pin_memory": cfg.pin_mem and rank.device.type == "cuda"}
 
 
 def build_train_loader(cfg: Config, images: Images, rank: Rank) -> TrainLoader:

@@ -18,7 +18,7 @@ from errors import InputError
 from keys import draw_words
 from losses import count_correct, is_finite
 from optim import scaled_lr
-from utils import Rank, all_sum, log, unwrap
+from utils import Rank, StopRequest, all_sum, any_process, log, unwrap
 
 REPORT_EVERY_S = 10.0
 
@@ -77,27 +77,32 @@ def train_step(parts: Parts, state: TrainState, micro_batches: Iterable, *, epoc
 class Meter:
     """Sums over an epoch, and the console's progress line."""
 
-    def __init__(self, num_steps: int, images_per_step: int, epoch: int, num_epochs: int):
+    def __init__(self, num_steps: int, images_per_step: int, epoch: int, num_epochs: int, first_step: int):
         self.num_steps, self.images_per_step = num_steps, images_per_step
         self.epoch, self.num_epochs = epoch, num_epochs
+        self.first_step = self.step = first_step
         self.epoch_start = self.last_report = time.perf_counter()
         self.data_wait_s = 0.0
-        self.num_done = 0
+
+    def is_due(self) -> bool:
+        """Whether it is time for another progress line."""
+        return time.perf_counter() - self.last_report > REPORT_EVERY_S
 
     def rates(self) -> dict:
         """Training images per second of all processes, and seconds waited for data."""
         epoch_s = time.perf_counter() - self.epoch_start
-        return {"images_per_s": self.num_done * self.images_per_step / max(epoch_s, 1e-9), "data_wait_s": self.data_wait_s, "epoch_s": epoch_s}
+        num_images = (self.step - self.first_step) * self.images_per_step
+        return {"images_per_s": num_images / max(epoch_s, 1e-9), "data_wait_s": self.data_wait_s, "epoch_s": epoch_s}
 
     def report(self, loss: float, lr: float) -> None:
         """One progress line: where the epoch stands, when it will end, and whether the data keep up."""
         rates = self.rates()
-        epoch_left_s = rates["epoch_s"] / self.num_done * (self.num_steps - self.num_done)
+        epoch_left_s = rates["epoch_s"] / (self.step - self.first_step) * (self.num_steps - self.step)
         log.info(
             "epoch %d/%d  step %d/%d  loss %.4f  lr %.2e  %.0f images/s  waited for data %.0f %%  epoch ends in %s",
             self.epoch,
             self.num_epochs,
-            self.num_done,
+            self.step,
             self.num_steps,
             loss,
             lr,
@@ -122,31 +127,43 @@ def set_train_mode(net: nn.Module, *, freezes_batchnorm: bool) -> None:
                 module.eval()
 
 
-def train_one_epoch(parts: Parts, state: TrainState, batches: Iterable, *, num_steps: int, epoch: int, num_epochs: int, images_per_step: int) -> dict:
-    """Train over `batches`, an iterator over micro-batches; the epoch's learning rate, mean loss and rates.
+def train_one_epoch(
+    parts: Parts,
+    state: TrainState,
+    batches: Iterable,
+    *,
+    num_steps: int,
+    epoch: int,
+    num_epochs: int,
+    images_per_step: int,
+    after_step: Callable[[], bool] = lambda: False,
+) -> dict:
+    """Train from `state.step` to the epoch's end; the epoch's learning rate, mean loss and rates.
 
+    `batches` is an iterable over the micro-batches that are left. `after_step` may save, and stops the epoch by returning True.
     Raises FloatingPointError when the loss is no longer finite."""
     set_train_mode(state.net, freezes_batchnorm=parts.freezes_batchnorm)
     state.optimizer.zero_grad(set_to_none=True)
-    meter = Meter(num_steps, images_per_step, epoch, num_epochs)
+    meter = Meter(num_steps, images_per_step, epoch, num_epochs, first_step=state.step)
     lr = state.optimizer.param_groups[0]["lr"]
-    loss_sum = torch.zeros((), device=parts.rank.device, dtype=torch.float64)
-    skipped_steps = 0
+    loss_sum = torch.zeros((), device=parts.rank.device, dtype=torch.float64) + state.loss_sum
     batches = iter(batches)
-    for step in range(num_steps):
+    for step in range(state.step, num_steps):
         wait_start = time.perf_counter()
         micro_batches = [next(batches) for _ in range(parts.accum_steps)]
         meter.data_wait_s += time.perf_counter() - wait_start
         scale = state.scaler.get_scale()
         loss_sum += train_step(parts, state, micro_batches, epoch=epoch, step=step)
-        skipped_steps += state.scaler.get_scale() < scale
-        meter.num_done = step + 1
-        if step + 1 == num_steps or time.perf_counter() - meter.last_report > REPORT_EVERY_S:
+        state.skipped_steps += state.scaler.get_scale() < scale
+        state.step = meter.step = step + 1
+        if step + 1 == num_steps or meter.is_due():
             _require_finite(loss_sum, epoch, step, lr)
-            meter.report(loss_sum.item() / meter.num_done, lr)
+            meter.report(loss_sum.item() / meter.step, lr)
+        state.loss_sum = loss_sum
+        if step + 1 < num_steps and after_step():
+            break
     all_sum(loss_sum)
-    train_loss = loss_sum.item() / (num_steps * parts.rank.world_size)
-    return {"train_lr": lr, "train_loss": train_loss, "skipped_steps": skipped_steps, **meter.rates()}
+    return {"train_lr": lr, "train_loss": loss_sum.item() / (num_steps * parts.rank.world_size), "skipped_steps": state.skipped_steps, **meter.rates()}
 
 
 def _require_finite(loss_sum: Tensor, epoch: int, step: int, lr: float) -> None:
@@ -222,37 +239,80 @@ def _evaluate_both(state: TrainState, loader: Iterable, parts: Parts) -> dict:
 PUBLISHED_KEYS = ("train_lr", "train_loss", "test_loss", "test_acc1", "test_acc5", "epoch", "n_parameters")
 
 
-def fit(cfg: Config, parts: Parts, state: TrainState, train_loader, val_loader: Iterable, *, folder: Path, run_records, facts: dict) -> None:
-    """Train from `state.epoch` to the recipe's last epoch; after each one evaluate, write a record, save checkpoints."""
-    n_parameters = sum(p.numel() for p in state.net.parameters() if p.requires_grad)
+class Saver:
+    """Writes a run's checkpoints: after every epoch, and inside epochs as often as asked for or when the run is told to stop."""
+
+    def __init__(self, cfg: Config, parts: Parts, state: TrainState, *, folder: Path, facts: dict, run: dict, stop: StopRequest):
+        self.cfg, self.parts, self.state = cfg, parts, state
+        self.folder, self.facts, self.run, self.stop = folder, facts, run, stop
+        self.metrics = {}
+        self.last_save = time.perf_counter()
+
+    def _write(self, names: list[str]) -> None:
+        collected = checkpoint.collect(self.cfg, self.state, facts=self.facts, run=self.run, metrics=self.metrics, rank=self.parts.rank)
+        if self.parts.rank.is_main:
+            checkpoint.save(collected, self.folder, names)
+        self.last_save = time.perf_counter()
+
+    def after_step(self) -> bool:
+        """Save if it is time to, or if any process was asked to stop; whether to stop."""
+        minutes = self.cfg.checkpoint_minutes
+        is_late = minutes is not None and time.perf_counter() - self.last_save > 60 * minutes
+        must_stop, is_due = any_process([self.stop.is_made, is_late], self.parts.rank)
+        if must_stop or is_due or (self.cfg.checkpoint_steps and self.state.step % self.cfg.checkpoint_steps == 0):
+            self._write([checkpoint.LAST])
+        return must_stop
+
+    def after_epoch(self, record: dict, *, is_best: bool, is_best_ema: bool) -> bool:
+        """Save; whether any process was asked to stop."""
+        self.metrics = record
+        names = [checkpoint.LAST, *([f"checkpoint_{record['epoch']}.pth"] if (record["epoch"] + 1) % self.cfg.save_freq == 0 else [])]
+        self._write(names + [checkpoint.BEST] * is_best + [checkpoint.BEST_EMA] * is_best_ema)
+        if self.parts.rank.is_main:
+            checkpoint.prune(self.folder, record["epoch"])
+        return any_process([self.stop.is_made], self.parts.rank)[0]
+
+
+def fit(cfg: Config, parts: Parts, state: TrainState, loader, val_loader: Iterable, *, run_records, saver: Saver) -> bool:
+    """Train from `state` to the recipe's last epoch; after each one evaluate, write a record, save. False if told to stop before."""
     for epoch in range(state.epoch, cfg.epochs):
+        batches = loader.batches(epoch, state.step)
         trained = train_one_epoch(
             parts,
             state,
-            train_loader.batches(epoch),
+            batches,
             epoch=epoch,
             num_epochs=cfg.epochs,
-            num_steps=train_loader.num_steps,
-            images_per_step=train_loader.global_batch,
+            num_steps=loader.num_steps,
+            images_per_step=loader.global_batch,
+            after_step=saver.after_step,
         )
+        if state.step < loader.num_steps:
+            log.warning("told to stop: saved after step %d of epoch %d; continue with --resume auto", state.step, epoch)
+            return False
+        state.epoch, state.step, state.loss_sum, state.skipped_steps = epoch + 1, 0, 0.0, 0
         eval_start = time.perf_counter()
         tested = _evaluate_both(state, val_loader, parts)
-        eval_s = time.perf_counter() - eval_start
         state.scheduler.step(epoch, tested["test_acc1"])
         is_best, is_best_ema = _keep_best(state, tested)
-        best = {"best_acc1": state.best_acc1} | ({"best_ema_acc1": state.best_ema_acc1} if state.ema is not None else {})
-        found = {**trained, **tested, **best, "epoch": epoch, "n_parameters": n_parameters, "eval_s": eval_s}
-        record = {key: found[key] for key in (*PUBLISHED_KEYS, *tested, *best, *trained, "eval_s")}
-        state.epoch = epoch + 1
+        record = _record(state, epoch, trained, tested, eval_s=time.perf_counter() - eval_start)
         run_records.write(record)
-        if parts.rank.is_main:
-            names = [checkpoint.LAST, *([f"checkpoint_{epoch}.pth"] if (epoch + 1) % cfg.save_freq == 0 else [])]
-            names += [checkpoint.BEST] * is_best + [checkpoint.BEST_EMA] * is_best_ema
-            checkpoint.save(checkpoint.collect(cfg, state, facts=facts, metrics=record), folder, names)
-            checkpoint.prune(folder, epoch)
+        must_stop = saver.after_epoch(record, is_best=is_best, is_best_ema=is_best_ema)
         _log_epoch(record)
+        if must_stop and state.epoch < cfg.epochs:
+            log.warning("told to stop: saved after epoch %d; continue with --resume auto", epoch)
+            return False
     run_records.close()
-    log.info("done: %s, best acc1 %.2f", folder, state.best_acc1)
+    log.info("done: %s, best acc1 %.2f", saver.folder, state.best_acc1)
+    return True
+
+
+def _record(state: TrainState, epoch: int, trained: dict, tested: dict, *, eval_s: float) -> dict:
+    """One epoch's line of log.txt: the published keys first."""
+    n_parameters = sum(p.numel() for p in state.net.parameters() if p.requires_grad)
+    best = {"best_acc1": state.best_acc1} | ({"best_ema_acc1": state.best_ema_acc1} if state.ema is not None else {})
+    found = {**trained, **tested, **best, "epoch": epoch, "n_parameters": n_parameters, "eval_s": eval_s}
+    return {key: found[key] for key in (*PUBLISHED_KEYS, *tested, *best, *trained, "eval_s")}
 
 
 def _log_epoch(record: dict) -> None:

@@ -4,6 +4,7 @@ A table of contents: each line builds one part and hands it on. What needs torch
 `--help` and misspelt flags answer at once."""
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -11,9 +12,11 @@ import traceback
 import config
 from errors import InputError
 
+STOPPED = 85  # exit code: saved, start me again with --resume auto
 
-def train(cfg: config.Config, rank) -> None:
-    """Train: from scratch, from given weights, or on from a checkpoint."""
+
+def train(cfg: config.Config, rank) -> int:
+    """Train: from scratch, from given weights, or on from a checkpoint. The exit code."""
     import augment
     import checkpoint
     import datasets
@@ -27,6 +30,7 @@ def train(cfg: config.Config, rank) -> None:
 
     amp_dtype = utils.pick_amp(cfg.amp, rank.device)
     memory_format = utils.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
+    stop = utils.StopRequest()
     folder = records.claim_folder(cfg, rank)
     train_images, val_images = datasets.open_images(cfg)
     loader, val_loader = datasets.build_train_loader(cfg, train_images, rank), datasets.build_val_loader(cfg, val_images, rank)
@@ -44,8 +48,9 @@ def train(cfg: config.Config, rank) -> None:
         scaler=utils.build_scaler(cfg.amp, rank.device),
         epoch=cfg.start_epoch,
     )
+    run = {"global_batch": loader.global_batch, "num_images": len(train_images), "class_names": train_images.classes}
     if source := records.find_checkpoint(cfg, folder):
-        checkpoint.resume(state, source)
+        checkpoint.resume(cfg, state, source, run=run, rank=rank)
     parts = engine.Parts(
         criterion=losses.build_criterion(cfg),
         teacher=teacher.build_teacher(cfg, num_classes, rank),
@@ -62,11 +67,13 @@ def train(cfg: config.Config, rank) -> None:
     if cfg.distillation != "none" and cfg.teacher_min_acc1 != 0:
         engine.check_teacher(parts, datasets.build_teacher_loader(cfg, val_images, rank), num_classes=num_classes, min_acc1=cfg.teacher_min_acc1)
     run_records = records.open_records(cfg, folder, state.epoch, rank)
-    engine.fit(cfg, parts, state, loader, val_loader, folder=folder, run_records=run_records, facts=datasets.facts(cfg, val_images.classes))
+    saver = engine.Saver(cfg, parts, state, folder=folder, facts=datasets.facts(cfg, val_images.classes), run=run, stop=stop)
+    is_done = engine.fit(cfg, parts, state, loader, val_loader, run_records=run_records, saver=saver)
+    return 0 if is_done else STOPPED
 
 
-def evaluate(cfg: config.Config, rank) -> None:
-    """Evaluate given weights, fused, and print one line of accuracies."""
+def evaluate(cfg: config.Config, rank) -> int:
+    """Evaluate given weights, fused, and print one line of accuracies. The exit code."""
     import checkpoint
     import datasets
     import engine
@@ -86,29 +93,36 @@ def evaluate(cfg: config.Config, rank) -> None:
     utils.replace_batchnorm(net.eval()).to(rank.device, memory_format=memory_format)
     parts = engine.EvalParts(amp_dtype=amp_dtype, memory_format=memory_format, rank=rank)
     engine.report(net, datasets.build_val_loader(cfg, images, rank), parts, classes=images.classes, report=cfg.report)
+    return 0
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     cfg, notes = config.parse(argv)
     import utils
 
     rank = utils.start_process(cfg.device, cfg.seed)
     for note in notes:
         utils.log.info(note)
-    evaluate(cfg, rank) if cfg.eval else train(cfg, rank)
+    exit_code = evaluate(cfg, rank) if cfg.eval else train(cfg, rank)
     utils.stop_process()
+    return exit_code
 
 
 def explain(error: BaseException) -> int:
     """Name the cause of a failed run, once for all its processes; the exit code.
 
-    Under a launcher each process but the first to fail is about to be ended by it, so all wait before they speak, and only the
-    one that failed first gets to. What the user can put right is known to all at once: the first process tells."""
+    The launcher ends all processes as soon as one has ended, and those would only tell that the others are gone. So all wait
+    before they speak, but for the first process where the user can put it right: that, all of them found."""
     if isinstance(error, KeyboardInterrupt):
         return 130
     index = int(os.environ.get("RANK", 0))
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not (index == 0 and isinstance(error, InputError)):
-        time.sleep(3)
+    if is_distributed() and not (index == 0 and isinstance(error, InputError)):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from the launcher: no request to save any more
+        time.sleep(5)
+        from utils import StopRequest
+
+        if StopRequest.is_made:  # the launcher's signal came while this process still waited for one that is gone
+            return 1
     if not isinstance(error, InputError):
         traceback.print_exception(error)
         return 1
@@ -117,8 +131,19 @@ def explain(error: BaseException) -> int:
     return 1
 
 
+def is_distributed() -> bool:
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def leave(exit_code: int) -> None:
+    """End a failed process; among several at once, for tidying up would wait for processes that are gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code) if is_distributed() else sys.exit(exit_code)
+
+
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        sys.exit(main(sys.argv[1:]))
     except (Exception, KeyboardInterrupt) as failure:
-        sys.exit(explain(failure))
+        leave(explain(failure))

@@ -5,9 +5,11 @@ what is read is as much as can be trusted, and every line left out is accounted 
 """
 
 import csv
+import fnmatch
 import glob
 import json
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +34,7 @@ SPELLINGS = {  # our key: what DeiT's descendants and timm call the same column
 MEASURES = ("train_loss", "test_loss", "test_acc1", "test_ema_acc1")  # an object without any of these is no epoch
 GENERIC_STEMS = ("log", "summary")  # every run's file has this name: the folder's says more
 FOLDER_PATTERNS = ("*.txt", "*.jsonl", "summary.csv")
+SET_ASIDE = "log_dropped.txt"  # where our training keeps the lines that a resumed run repeats: no run of its own
 
 
 @dataclass
@@ -82,15 +85,11 @@ def find_logs(names: list[str]) -> list[tuple[Path, bool]]:
     found: dict[Path, tuple[Path, bool]] = {}
     for name in names:
         path = Path(name).expanduser()
-        if path.is_dir():
-            matches = [(match, False) for match in _folder_logs(path)]
-        elif path.exists():
-            matches = [(path, True)]
-        else:
-            globbed = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-            matches = [(match, True) for match in globbed if match.is_file()] + [(log, False) for match in globbed if match.is_dir() for log in _folder_logs(match)]
+        paths = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+        matches = [match for each in paths for match in ([(log, False) for log in _folder_logs(each)] if each.is_dir() else [(each, True)])]
         if not matches:
-            raise InputError(f"{name}: {'no log in this folder' if path.is_dir() else 'no such file or folder'}; name a log.txt, a summary.csv or a folder that holds some")
+            problem = "no log in this folder" if paths else "no such file or folder"
+            raise InputError(f"{name}: {problem}; name a log.txt, a summary.csv or a folder that holds some")
         for match, is_named in matches:
             found.setdefault(match.resolve(), (match, is_named))
     return list(found.values())
@@ -98,8 +97,11 @@ def find_logs(names: list[str]) -> list[tuple[Path, bool]]:
 
 def _folder_logs(folder: Path) -> list[Path]:
     """Files in `folder` that may be logs, sorted; hidden folders (environments, version control) are not entered."""
-    matches = {match for pattern in FOLDER_PATTERNS for match in folder.rglob(pattern)}
-    return sorted(match for match in matches if match.is_file() and not any(part.startswith(".") for part in match.relative_to(folder).parts))
+    found = []
+    for place, subfolders, names in os.walk(folder):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        found += [Path(place, name) for name in names if name != SET_ASIDE and any(fnmatch.fnmatch(name, pattern) for pattern in FOLDER_PATTERNS)]
+    return sorted(found)
 
 
 def read_log(path: Path, *, is_named: bool = True) -> Reading:
@@ -122,7 +124,7 @@ def read_log(path: Path, *, is_named: bool = True) -> Reading:
     if not records:
         return Reading(notes=[f"holds no epoch: no whole JSON line or CSV row with {', '.join(MEASURES[:3])} or the like"])
     if len(records) < len(objects):
-        notes.append(f"{_lines(len(objects) - len(records))} left out that hold neither loss nor accuracy")
+        notes.append(f"{_lines(len(objects) - len(records))} without loss and accuracy left out")
     notes += _number_epochs(records)
     runs = [Run(path, part) for part in _split(records, notes)]
     for index, run in enumerate(runs, 1):
@@ -168,8 +170,11 @@ def _json_objects(text: str) -> tuple[list[dict], list[str]]:
     while (start := text.find("{", position)) >= 0:
         try:
             value, position = decoder.raw_decode(text, start)
-        except (ValueError, RecursionError):
-            position = start + 1
+        except ValueError:
+            position = start + 1  # a whole object may follow a half-written one on the same line
+            continue
+        except RecursionError:  # brackets without end: no log has these, and to try each would take long
+            position = text.find("\n", start) % (len(text) + 1)
             continue
         between += _pieces(text[end:start])
         objects.append(value)

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import random
+import signal
 import sys
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ class Rank:
     local_index: int
     local_world_size: int
     device: torch.device
+    control: dist.ProcessGroup | None = None  # for agreeing on flags without waiting for a GPU
 
     @property
     def is_main(self) -> bool:
@@ -82,11 +84,14 @@ def start_process(device: str, seed: int) -> Rank:
     env = os.environ
     world_size, index = int(env.get("WORLD_SIZE", 1)), int(env.get("RANK", 0))
     local_index = int(env.get("LOCAL_RANK", 0))
-    rank = Rank(index, world_size, local_index, int(env.get("LOCAL_WORLD_SIZE", 1)), pick_device(device, local_index))
-    if rank.device.type == "cuda":
-        torch.cuda.set_device(rank.device)
+    chosen = pick_device(device, local_index)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    control = None
     if world_size > 1:
-        dist.init_process_group("nccl" if rank.device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        control = dist.new_group(backend="gloo")
+    rank = Rank(index, world_size, local_index, int(env.get("LOCAL_WORLD_SIZE", 1)), chosen, control)
     seed_all(seed)
     start_logging(rank)
     return rank
@@ -119,6 +124,38 @@ def all_sum(values: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
+
+
+def gather(values: Tensor, rank: Rank) -> Tensor:
+    """(world_size, *values.shape): the `values` of every process, on each."""
+    parts = [torch.empty_like(values) for _ in range(rank.world_size)]
+    if rank.world_size == 1:
+        return values.unsqueeze(0)
+    dist.all_gather(parts, values.contiguous())
+    return torch.stack(parts)
+
+
+def any_process(flags: list[bool], rank: Rank) -> list[bool]:
+    """Each flag, true where it is true in any process: what all of them then act on alike."""
+    if rank.world_size == 1:
+        return flags
+    values = torch.tensor(flags, dtype=torch.int32)
+    dist.all_reduce(values, dist.ReduceOp.MAX, group=rank.control)
+    return values.bool().tolist()
+
+
+class StopRequest:
+    """Remembers that SIGTERM or SIGUSR1 asked this process to save and stop; a cluster sends them before it takes the machine away."""
+
+    is_made = False  # of the class: a process has one
+
+    def __init__(self):
+        StopRequest.is_made = False
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame) -> None:
+        StopRequest.is_made = True
 
 
 def barrier() -> None:

@@ -27,6 +27,11 @@ def test_smoothing_is_a_centred_mean_whose_window_shrinks_evenly():
     assert plots.smooth([(epoch, float(epoch)) for epoch in range(20)], 9) == [(epoch, float(epoch)) for epoch in range(20)]
 
 
+@pytest.mark.parametrize(("num_epochs", "window"), [(1, 3), (80, 3), (300, 9), (600, 19)])
+def test_longer_runs_are_smoothed_more(num_epochs, window):
+    assert plots._window(num_epochs) == window
+
+
 def test_the_first_35_curves_differ_in_dashes_or_colour_and_neighbours_in_both():
     styles = [plots._style(position) for position in range(35)]
     assert len({style[:2] for style in styles}) == 35

@@ -86,6 +86,12 @@ def test_a_start_that_a_later_one_overtakes_is_left_out(read):
     assert notes == ["2 lines left out: an earlier start (epochs 0-1, best test_acc1 40.000) that a later one overtook"]
 
 
+def test_a_start_that_a_later_one_equals_is_left_out(read):
+    runs, notes = read(lines(*(record(epoch, 90.0) for epoch in range(10)), *TEN))
+    assert runs == [POINTS]
+    assert notes == ["10 lines left out: an earlier start (epochs 0-9, best test_acc1 90.000) that a later one overtook"]
+
+
 def test_a_finished_run_is_not_lost_to_a_later_short_start(read):
     runs, notes = read(lines(*TEN, record(0, 0.5), record(1, 1.5)))
     assert runs == [POINTS, [(0, 0.5), (1, 1.5)]]

@@ -1,0 +1,78 @@
+"""Run under torchrun: two training steps with recorded gradients, `python tests/programs/gradients.py OUT DTYPE [main.py's flags]`.
+
+OUT receives, from the first process, each step's loss and gradients, and every sample seen with its pixels' and targets' checksums."""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import torch  # noqa: E402
+
+import augment  # noqa: E402
+import config  # noqa: E402
+import datasets  # noqa: E402
+import engine  # noqa: E402
+import losses  # noqa: E402
+import model  # noqa: E402
+import optim  # noqa: E402
+import utils  # noqa: E402
+from checkpoint import TrainState  # noqa: E402
+
+
+def main(out: str, dtype: str, *flags: str) -> None:
+    cfg, _ = config.parse(list(flags))
+    rank = utils.start_process(cfg.device, cfg.seed)
+    dtype = getattr(torch, dtype)
+    images, _ = datasets.open_images(cfg)
+    loader = datasets.build_train_loader(cfg, images, rank)
+    net = model.build(cfg, len(images.classes), distillation=cfg.distillation != "none").to(dtype)
+    optimizer = optim.build_optimizer(cfg, net, loader.global_batch)
+    state = TrainState(
+        net=utils.wrap_distributed(net, rank),
+        ema=None,
+        optimizer=optimizer,
+        scheduler=optim.build_scheduler(cfg, optimizer),
+        scaler=utils.build_scaler("none", rank.device),
+    )
+    torch.manual_seed(7)
+    stub = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * cfg.input_size**2, len(images.classes))).to(dtype)
+    seen, grads = [], []
+    mixing = augment.build_mixing(cfg, loader.plan, len(images.classes))
+
+    def mix(images, targets, epoch, positions):
+        mixed, soft = mixing(images.to(dtype), targets, epoch, positions)
+        labels = stub(mixed).argmax(1)
+        sums = zip(positions.tolist(), images, mixed, soft, labels.tolist(), strict=True)
+        seen.extend(
+            (position, image.double().sum().item(), one.double().abs().sum().item(), target.double().tolist(), label)
+            for position, image, one, target, label in sums
+        )
+        return mixed, soft.to(dtype)
+
+    def record(parameters):
+        grads.append([parameter.grad.clone() for parameter in parameters])
+
+    with torch.no_grad():
+        parts = engine.Parts(
+            criterion=losses.build_criterion(cfg),
+            teacher=lambda x: stub(x).argmax(1).detach(),
+            mix=mix,
+            clip=record,
+            accum_steps=cfg.grad_accum_steps,
+            freezes_batchnorm=True,
+            rank=rank,
+        )
+    done = engine.train_one_epoch(parts, state, loader.batches(0), num_steps=2, epoch=0, num_epochs=1, images_per_step=loader.global_batch)
+    everyone = [None] * rank.world_size
+    if rank.world_size > 1:
+        torch.distributed.all_gather_object(everyone, seen)
+    else:
+        everyone = [seen]
+    if rank.is_main:
+        torch.save({"loss": done["train_loss"], "grads": grads, "seen": sorted(sum(everyone, []))}, out)
+    utils.stop_process()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

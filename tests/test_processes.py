@@ -1,0 +1,130 @@
+"""Several processes under the real launchers, with gloo on one machine."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.conftest import ROOT, SHORT_RUN, read_log, run_command
+
+pytestmark = pytest.mark.slow
+TORCHRUN = ["-m", "torch.distributed.run", "--master_port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
+
+
+def launch(num_processes: int, *args: str) -> subprocess.CompletedProcess:
+    if num_processes == 1:
+        return run_command(*args)
+    return run_command(*TORCHRUN, f"--nproc_per_node={num_processes}", *args)
+
+
+def test_split_over_processes_or_accumulated_a_step_is_the_same(digits_folder, tmp_path):
+    """Same samples, pixels, mixes and teacher labels; loss and gradients within rounding, with batch statistics frozen."""
+    found = {}
+    for dtype in ("float64", "float32"):
+        for num_processes, accum in ((1, 4), (2, 2), (4, 1)):
+            out = tmp_path / f"{num_processes}.pt"
+            flags = [
+                "--batch-size=8",
+                "--mix-group-size=16",
+                "--mix-lanes=2",
+                f"--grad-accum-steps={accum}",
+                "--model=recnext_m0",
+                "--input-size=32",
+                "--num_workers=0",
+            ]
+            done = launch(num_processes, "tests/programs/gradients.py", str(out), dtype, f"--data-path={digits_folder}", "--distillation-type=hard", *flags)
+            assert done.returncode == 0, done.stderr
+            found[num_processes] = torch.load(out, weights_only=True)
+        tolerance = {"float64": 1e-10, "float32": 1e-5}[dtype]
+        for num_processes in (2, 4):
+            assert found[num_processes]["seen"] == found[1]["seen"]
+            assert found[num_processes]["loss"] == pytest.approx(found[1]["loss"], rel=tolerance)
+            for step, expected in zip(found[num_processes]["grads"], found[1]["grads"], strict=True):
+                scale = max(grad.abs().max() for grad in expected)
+                assert max((a - b).abs().max() for a, b in zip(step, expected, strict=True)) < tolerance * scale
+    assert len(found[1]["seen"]) == 64
+
+
+@pytest.fixture(scope="module")
+def two_process_run(digits_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two") / "run"
+    done = launch(2, "main.py", *SHORT_RUN, "--batch-size=8", "--distillation-type=none", f"--data-path={digits_folder}", f"--output_dir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_two_processes_train_and_one_writes(two_process_run):
+    folder, done = two_process_run
+    assert [record["epoch"] for record in read_log(folder)] == [0, 1]
+    assert "batch 8 x 2 processes x 1 accumulation = global batch 16" in done.stdout
+    assert done.stdout.count("epoch 0  test loss") == 1
+    saved = torch.load(folder / "checkpoint_last.pth", weights_only=True)
+    assert not any(name.startswith("module.") for name in saved["model"])
+
+
+@pytest.mark.parametrize("num_processes", [2, 3, 5])
+def test_evaluation_prints_the_same_line_on_any_number_of_processes(two_process_run, digits_folder, num_processes):
+    args = ["main.py", *SHORT_RUN, "--eval", f"--resume={two_process_run[0] / 'checkpoint_last.pth'}", f"--data-path={digits_folder}"]
+    assert launch(num_processes, *args).stdout.splitlines()[-1] == launch(1, *args).stdout.splitlines()[-1]
+
+
+def test_fewer_images_than_processes_are_counted_once(two_process_run, tmp_path, digits_folder):
+    for i in range(4):
+        (tmp_path / "val" / str(i)).mkdir(parents=True)
+    for i in (0, 3):
+        source = next((digits_folder / "val" / str(i)).iterdir())
+        (tmp_path / "val" / str(i) / "x.jpg").write_bytes(source.read_bytes())
+    args = ["main.py", *SHORT_RUN, "--eval", f"--resume={two_process_run[0] / 'checkpoint_last.pth'}", f"--data-path={tmp_path}"]
+    for i in (1, 2):
+        (tmp_path / "val" / str(i) / "x.jpg").write_bytes((tmp_path / "val" / "0" / "x.jpg").read_bytes())
+    lines = {launch(num_processes, *args).stdout.splitlines()[-1] for num_processes in (1, 5)}
+    assert len(lines) == 1 and "on the 4 test images" in lines.pop()
+
+
+@pytest.mark.parametrize("use_env", [True, False])
+def test_published_launcher_works_with_and_without_use_env(digits_folder, tmp_path, use_env):
+    launcher = ["-W", "ignore", "-m", "torch.distributed.launch", "--nproc_per_node=2", "--master_port", "12399", *(["--use_env"] if use_env else [])]
+    done = run_command(
+        *launcher,
+        "main.py",
+        *SHORT_RUN,
+        "--batch-size=8",
+        "--epochs=1",
+        "--dist-eval",
+        "--distillation-type=none",
+        f"--data-path={digits_folder}",
+        f"--output_dir={tmp_path}",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--dist-eval has no effect" in done.stdout and len(read_log(tmp_path)) == 1
+
+
+def test_a_failing_process_ends_the_run_with_its_cause_named_once(digits_folder, tmp_path):
+    done = launch(2, "main.py", *SHORT_RUN, "--batch-size=8", "--distillation-type=none", f"--data-path={tmp_path / 'nowhere'}")
+    assert done.returncode != 0 and done.stderr.count("error: --data-path") == 1
+    code = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport engine, main\nreal = engine.train_step\n"
+    code += "def fail(parts, *args, **kwargs):\n    if parts.rank.index == 1: raise ZeroDivisionError('as planned')\n    return real(parts, *args, **kwargs)\n"
+    code += "engine.train_step = fail\ntry:\n    sys.exit(main.main(sys.argv[1:]))\nexcept Exception as error:\n    main.leave(main.explain(error))\n"
+    (tmp_path / "fail.py").write_text(code)
+    done = launch(
+        2,
+        str(tmp_path / "fail.py"),
+        *SHORT_RUN,
+        "--batch-size=8",
+        "--distillation-type=none",
+        f"--data-path={digits_folder}",
+        f"--output_dir={tmp_path / 'run'}",
+    )
+    assert done.returncode != 0 and len(re.findall(r"^ZeroDivisionError: as planned", done.stderr, re.M)) == 1
+    assert "Connection closed" not in done.stderr
+
+
+def test_dist_train_passes_its_arguments_on(digits_folder, tmp_path):
+    env = {**os.environ, "NPROC_PER_NODE": "2", "PYTHON": sys.executable, "MASTER_PORT": "12398"}
+    flags = [*SHORT_RUN, "--batch-size=8", "--epochs=1", "--distillation-type=none", f"--data-path={digits_folder}", f"--output_dir={tmp_path}"]
+    done = subprocess.run(["sh", "dist_train.sh", *flags], cwd=ROOT, capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "x 2 processes" in done.stdout

@@ -1,0 +1,209 @@
+"""Stopping anywhere and going on: the resumed run is, to the last bit, the run that never stopped."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import checkpoint
+import config
+import engine
+import utils
+from errors import InputError
+from tests.conftest import ROOT, SHORT_RUN, read_log
+from tests.test_main import states_equal, steady
+from tests.test_processes import TORCHRUN
+
+DROPS = ["--drop=0.1", "--drop-path=0.1"]  # random state inside the model
+
+
+def flags_of(digits_folder, folder, *more: str) -> list[str]:
+    return [*SHORT_RUN, *DROPS, f"--data-path={digits_folder}", "--distillation-type=none", f"--output_dir={folder}", *more]
+
+
+def assert_same_run(folder, expected) -> None:
+    assert [steady(record) for record in read_log(folder)] == [steady(record) for record in read_log(expected)]
+    ours, theirs = (torch.load(path / "checkpoint_last.pth", weights_only=True) for path in (folder, expected))
+    for key in ("model", "model_ema", "optimizer", "lr_scheduler", "scaler", "best_acc1", "best_ema_acc1", "epoch", "step"):
+        assert states_equal(ours[key], theirs[key]), key
+
+
+def start(*args: str) -> subprocess.Popen:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, *args], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+
+
+def finish(process: subprocess.Popen, expected_code: int) -> str:
+    out, _ = process.communicate(timeout=240)
+    assert process.returncode == expected_code, out
+    return out
+
+
+def wait_for(path, process) -> None:
+    """Until `path` exists; a run that ends before has failed."""
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def never_stopped(digits_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume") / "whole"
+    finish(start("main.py", *flags_of(digits_folder, folder)), 0)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_killed_inside_an_epoch_and_resumed(never_stopped, digits_folder, tmp_path, num_workers):
+    """kill -9 some time after the first checkpoint; checkpoints every two of six steps."""
+    flags = flags_of(digits_folder, tmp_path, "--checkpoint-steps=2", f"--num_workers={num_workers}")
+    process = start("main.py", *flags)
+    wait_for(tmp_path / "checkpoint_last.pth", process)
+    process.kill()
+    process.communicate()
+    finish(start("main.py", *flags, "--resume=auto"), 0)
+    assert_same_run(tmp_path, never_stopped)
+
+
+class StopAt(utils.StopRequest):
+    """A request to stop that arrives during one chosen step of the run."""
+
+    def __init__(self, calls: int):
+        self.left = calls
+
+    @property
+    def is_made(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+@pytest.mark.parametrize("calls", [0, 3, 5, 6, 9])
+def test_stopped_at_any_step_and_resumed(never_stopped, digits_folder, tmp_path, monkeypatch, calls):
+    """Five looks at the request inside an epoch of six steps, one after it."""
+    import main
+
+    torch.set_num_threads(1)
+    flags = flags_of(digits_folder, tmp_path)
+    monkeypatch.setattr(utils, "StopRequest", lambda: StopAt(calls))
+    assert main.main(flags) == 85
+    saved = torch.load(tmp_path / "checkpoint_last.pth", weights_only=True)
+    assert (saved["epoch"], saved["step"]) == {0: (-1, 1), 3: (-1, 4), 5: (0, 0), 6: (0, 1), 9: (0, 4)}[calls]
+    monkeypatch.setattr(utils, "StopRequest", lambda: StopAt(1000))
+    assert main.main([*flags, "--resume=auto"]) == 0
+    assert_same_run(tmp_path, never_stopped)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signals_save_and_exit_with_85(never_stopped, digits_folder, tmp_path, number):
+    flags = flags_of(digits_folder, tmp_path, "--num_workers=2", "--checkpoint-steps=1")
+    process = start("main.py", *flags)
+    wait_for(tmp_path / "checkpoint_last.pth", process)
+    process.send_signal(number)
+    out = finish(process, 85)
+    assert "told to stop: saved after" in out
+    finish(start("main.py", *flags, "--resume=auto"), 0)
+    assert_same_run(tmp_path, never_stopped)
+
+
+@pytest.mark.slow
+def test_two_processes_stopped_inside_an_epoch_and_resumed(digits_folder, tmp_path):
+    """One of the two is asked to stop; both agree on the step, and the statistics of each go on."""
+    flags = ["--batch-size=8", "--epochs=2"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    launcher = [*TORCHRUN, "--nproc_per_node=2"]
+    finish(start(*launcher, "main.py", *flags_of(digits_folder, whole, *flags)), 0)
+    script = tmp_path / "stop.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport os, signal, engine, main\nreal = engine.train_step\n"
+        "def step_then_ask(parts, *args, epoch, step):\n    loss = real(parts, *args, epoch=epoch, step=step)\n"
+        "    if parts.rank.index == 1 and (epoch, step) == (1, 2): os.kill(os.getpid(), signal.SIGUSR1)\n    return loss\n"
+        "engine.train_step = step_then_ask\nsys.exit(main.main(sys.argv[1:]))\n"
+    )
+    finish(start(*launcher, str(script), *flags_of(digits_folder, cut, *flags)), 1)  # the launcher's own code for workers that failed
+    saved = torch.load(cut / "checkpoint_last.pth", weights_only=True)
+    assert (saved["epoch"], saved["step"], len(saved["loss_sums"])) == (0, 3, 2)
+    finish(start(*launcher, "main.py", *flags_of(digits_folder, cut, *flags, "--resume=auto")), 0)
+    assert_same_run(cut, whole)
+
+
+def test_random_state_inside_the_model_depends_on_the_step_alone(digits_folder, tmp_path, never_stopped, monkeypatch):
+    """Scrambling torch's generator between the steps changes nothing."""
+    import main
+
+    torch.set_num_threads(1)
+    real = engine.train_step
+    monkeypatch.setattr(engine, "train_step", lambda *args, **kwargs: (torch.manual_seed(time.time_ns() % 1000), real(*args, **kwargs))[1])
+    assert main.main(flags_of(digits_folder, tmp_path)) == 0
+    assert_same_run(tmp_path, never_stopped)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--batch-size=32"], ["global_batch was 16, is 32"]),
+        (["--epochs=9", "--lr=1e-3"], ["epochs was 2, is 9", "lr was 0.03, is 0.001"]),
+        (["--mix-group-size=8", "--batch-size=16"], ["mix_group_size was 16, is 8"]),
+        (["--mixup=0.5"], ["mixup was 0.8, is 0.5"]),
+        (["--data-set=DIGITS"], ["data_set was IMNET, is DIGITS", "num_images was 96, is 1437"]),
+    ],
+)
+def test_changed_recipe_is_refused_with_the_list_of_differences(never_stopped, digits_folder, tmp_path, flags, words):
+    import main
+
+    shutil.copytree(never_stopped, tmp_path / "run")
+    before = (tmp_path / "run" / "log.txt").read_text()
+    argv = [flag for flag in flags_of(digits_folder, tmp_path / "run", *flags, "--resume=auto") if not ("DIGITS" in str(flags) and "--data-path" in flag)]
+    with pytest.raises(InputError) as error:
+        main.main(argv)
+    assert [word for word in [*words, "--allow-config-change"] if word not in str(error.value)] == []
+    assert (tmp_path / "run" / "log.txt").read_text() == before
+
+
+def test_changed_model_is_refused(never_stopped, digits_folder):
+    import main
+
+    with pytest.raises(InputError, match="model was recnext_m0, is recnext_m1"):
+        main.main([*flags_of(digits_folder, never_stopped, "--resume=auto"), "--model=recnext_m1"])
+
+
+def test_accepted_change_takes_the_new_recipes_rates(never_stopped, digits_folder, tmp_path):
+    import main
+
+    shutil.copytree(never_stopped, tmp_path / "run")
+    flags = ["--epochs=4", "--lr=6e-2", "--weight-decay=0.5", "--resume=auto", "--allow-config-change"]
+    assert main.main(flags_of(digits_folder, tmp_path / "run", *flags)) == 0
+    log = read_log(tmp_path / "run")
+    assert [record["epoch"] for record in log] == [0, 1, 2, 3]
+    import optim
+
+    cfg, _ = config.parse([*flags_of(digits_folder, tmp_path, "--epochs=4", "--lr=6e-2")])
+    scheduler = optim.build_scheduler(cfg, optim.build_optimizer(cfg, torch.nn.Linear(2, 2), 16))
+    scheduler.step(1)
+    assert log[2]["train_lr"] == scheduler.optimizer.param_groups[0]["lr"]
+    saved = torch.load(tmp_path / "run" / "checkpoint_last.pth", weights_only=True)
+    assert {group["weight_decay"] for group in saved["optimizer"]["param_groups"]} == {0.0, 0.5}
+
+
+def test_the_same_run_goes_on_with_other_batches_per_process(never_stopped, digits_folder, tmp_path):
+    """Half the batch, twice the accumulation: the recipe did not change."""
+    import main
+
+    shutil.copytree(never_stopped, tmp_path / "run")
+    assert main.main(flags_of(digits_folder, tmp_path / "run", "--batch-size=8", "--grad-accum-steps=2", "--resume=auto")) == 0
+
+
+def test_minutes_between_checkpoints(digits_folder, tmp_path, monkeypatch):
+    import main
+
+    written = []
+    real = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda saved, folder, names: (written.append((saved["epoch"], saved["step"])), real(saved, folder, names)))
+    assert main.main(flags_of(digits_folder, tmp_path, "--checkpoint-minutes=1e-9", "--epochs=1")) == 0
+    assert written == [(-1, step) for step in range(1, 6)] + [(0, 0)]
