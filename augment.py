@@ -1,5 +1,7 @@
 """Image transforms (timm's, repaired where they break) and mixup / CutMix with their random generator as an argument."""
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,12 +9,14 @@ import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from timm.data.auto_augment import AugmentOp
+from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision import transforms
 
 from config import Config
 from errors import InputError
-from keys import Plan
+from keys import Key, Plan, restored_generators, seeded
 
 MEAN, STD = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 SMALL_INPUT = 32  # up to here images are used at their own scale: padded crops in training, no enlarging in evaluation
@@ -82,12 +86,75 @@ def _augment_ops(transform: transforms.Compose) -> list[AugmentOp]:
 class _Posterize:
     """timm's posterize, giving a black image for 0 bits as Pillow did before version 13."""
 
-    aug_fn: callable
+    aug_fn: Callable
 
     def __call__(self, image: Image.Image, bits_to_keep: int, **kwargs) -> Image.Image:
         if bits_to_keep < 1:
             return Image.new(image.mode, image.size)
         return self.aug_fn(image, bits_to_keep, **kwargs)
+
+
+def describe(key: Key, *, plan: Plan, transform: transforms.Compose, image: Image.Image) -> dict:
+    """What the training transform draws for `key`, without changing what it draws.
+
+    box: (top, left, height, width) of the crop, in pixels of `image` (of its padded form for inputs up to 32 pixels);
+    flip: whether mirrored; ops: (name, arguments) of each RandAugment op in order; erased: (top, left, height, width) of each
+    erased box, in pixels of the input."""
+    drawn = {"box": None, "flip": False, "ops": [], "erased": []}
+    transform = copy.deepcopy(transform)
+    for op in _augment_ops(transform):
+        op.aug_fn = _Recorder(op.name, op.aug_fn, drawn["ops"])
+    with seeded(plan.sample_words(key.epoch, key.sample, key.repeat)):
+        parts = list(transform.transforms)
+        while parts:
+            part = parts.pop(0)
+            if isinstance(part, transforms.Compose):
+                parts = [*part.transforms, *parts]
+                continue
+            with restored_generators():
+                drawn |= _peek(part, image)
+            image = part(image)
+    return drawn
+
+
+def _peek(part, image) -> dict:
+    """What one part of a transform is about to draw; the ops record themselves."""
+    if isinstance(part, RandomResizedCropAndInterpolation):
+        return {"box": tuple(part.get_params(image, part.scale, part.ratio))}
+    if isinstance(part, transforms.RandomCrop):
+        return {"box": tuple(part.get_params(transforms.functional.pad(image, part.padding), part.size))}
+    if isinstance(part, transforms.RandomHorizontalFlip):
+        return {"flip": bool(torch.rand(1) < part.p)}
+    if isinstance(part, RandomErasing):
+        canvas = _Canvas(image)
+        part(canvas)
+        return {"erased": canvas.boxes}
+    return {}
+
+
+@dataclass(frozen=True)
+class _Recorder:
+    """An op that notes its name and arguments before it runs."""
+
+    name: str
+    aug_fn: Callable
+    calls: list
+
+    def __call__(self, image: Image.Image, *args, **kwargs) -> Image.Image:
+        self.calls.append((self.name, args))
+        return self.aug_fn(image, *args, **kwargs)
+
+
+class _Canvas:
+    """Stands in for an image tensor (C, H, W) and notes which boxes are assigned to."""
+
+    def __init__(self, image: Tensor):
+        self.size, self.dtype = image.size, image.dtype
+        self.boxes = []
+
+    def __setitem__(self, index: tuple[slice, slice, slice], pixels: Tensor) -> None:
+        _, rows, columns = index
+        self.boxes.append((rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start))
 
 
 @dataclass(frozen=True)

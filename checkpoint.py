@@ -12,6 +12,7 @@ import pickle
 import re
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from config import Config
-from errors import InputError
+from errors import InputError, first_line
 from utils import Rank, all_sum, gather, log, unwrap
 
 LAST, BEST, BEST_EMA = "checkpoint_last.pth", "checkpoint_best.pth", "checkpoint_best_ema.pth"
@@ -85,17 +86,18 @@ def read(source: str) -> dict:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
-        with torch.serialization.safe_globals(PLAIN_DATA):
+        with torch.serialization.safe_globals(PLAIN_DATA), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # what follows says what is wrong
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"(?:GLOBAL|Unsupported (?:global|class|operand))[: ]+(?:GLOBAL )?([\w.]+)", str(error))
+        wanted = re.search(r"(?:GLOBAL|global|class)\W+([A-Za-z_]\w*(?:\.\w+)+)", str(error))
         raise InputError(
             f"{source} is refused: it is damaged, or loading it would run code"
             + (f", for it asks for {wanted[1]}" if wanted else "")
             + ". If you trust it, save its tensors alone: torch.save({'model': state_dict}, path)"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"{source} is no complete checkpoint ({str(error).splitlines()[0]}): fetch it again, or use an earlier one") from error
+        raise InputError(f"{source} is no complete checkpoint ({first_line(error)}): fetch it again, or use an earlier one") from error
     if not isinstance(checkpoint, dict):
         raise InputError(f"{source} holds a {type(checkpoint).__name__}, not a checkpoint: it must be a dict with the entry 'model'")
     return checkpoint

@@ -38,19 +38,23 @@ def seed_generators(words: tuple[int, ...]) -> None:
 
 
 @contextlib.contextmanager
-def seeded(words: tuple[int, ...]):
-    """Run a block with the three generators seeded; outside of a loader's worker, put their states back afterwards."""
-    is_ambient = get_worker_info() is None
-    if is_ambient:
-        states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
-    seed_generators(words)
+def restored_generators():
+    """Run a block and put the states of the three generators back afterwards."""
+    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     try:
         yield
     finally:
-        if is_ambient:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-            torch.default_generator.set_state(states[2])
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.default_generator.set_state(states[2])
+
+
+@contextlib.contextmanager
+def seeded(words: tuple[int, ...]):
+    """Run a block with the three generators seeded; outside of a loader's worker, put their states back afterwards."""
+    with restored_generators() if get_worker_info() is None else contextlib.nullcontext():
+        seed_generators(words)
+        yield
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import augment
 import checkpoint
 import model
 from config import Config
-from errors import InputError
+from errors import InputError, first_line
 from utils import Rank, log, main_first, pick_memory_format
 
 
@@ -82,7 +82,7 @@ def _check_input(cfg: Config, net: nn.Module) -> None:
             net.eval()(torch.zeros(1, 3, cfg.input_size, cfg.input_size))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise InputError(
-            f"the teacher {cfg.teacher_model} does not take images of --input-size {cfg.input_size} ({str(error).splitlines()[0]}): "
+            f"the teacher {cfg.teacher_model} does not take images of --input-size {cfg.input_size} ({first_line(error)}): "
             "choose a size or a teacher that fits"
         ) from error
     known = get_pretrained_cfg(cfg.teacher_model)

@@ -98,7 +98,8 @@ def start_process(device: str, seed: int) -> Rank:
 
 
 def stop_process() -> None:
-    """Leave the other processes; safe without any."""
+    """Leave the other processes, once all are done: the launcher ends those that are left when one has ended."""
+    barrier()
     if dist.is_initialized():
         dist.destroy_process_group()
 

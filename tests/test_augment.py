@@ -136,3 +136,34 @@ def test_unknown_policy_is_refused():
     cfg, _ = config.parse([*DIGITS, "--aa", "nonsense"])
     with pytest.raises(config.InputError, match="--aa nonsense"):
         augment.train_transform(cfg)
+
+
+@pytest.mark.parametrize("flags", [["--input-size", "64"], ["--input-size", "32"], ["--input-size", "64", "--ThreeAugment"]])
+def test_description_of_a_key_is_what_the_pixels_show(flags):
+    """The box, flip, ops and erased boxes alone, applied by hand, give the transform's pixels."""
+    cfg, _ = config.parse([*DIGITS, "--reprob", "0.5", "--remode", "const", "--color-jitter", "0", *flags])
+    images, transform = datasets.load_digits()[0], augment.train_transform(cfg)
+    plan = keys.build_plan(len(images), repeated_aug=True, group_size=256, lanes=8, data_seed=0)
+    names, flips, erased = set(), 0, 0
+    for sample in range(60):
+        key = keys.Key(1, 0, sample, 2)
+        image = images[sample][0].resize((90, 70)) if cfg.input_size > 32 else images[sample][0]
+        drawn = augment.describe(key, plan=plan, transform=transform, image=image)
+        with keys.seeded(plan.sample_words(1, sample, 2)):
+            pixels = transform(image)
+        top, left, height, width = drawn["box"]
+        source = image if cfg.input_size > 32 else transforms.functional.pad(image, 4)
+        view = source.resize((cfg.input_size, cfg.input_size), Image.Resampling.BICUBIC, (left, top, left + width, top + height))
+        view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if drawn["flip"] else view
+        names |= {name for name, _ in drawn["ops"]}
+        if not drawn["ops"] or drawn["ops"] == [("Desaturate", (0.0,))]:
+            view = view.convert("L").convert("RGB") if drawn["ops"] else view
+            expected = transforms.functional.normalize(transforms.functional.to_tensor(view), augment.MEAN, augment.STD)
+            for top, left, height, width in drawn["erased"]:
+                expected[:, top : top + height, left : left + width] = 0
+            assert (pixels - expected).abs().mean() < 0.02
+        for top, left, height, width in drawn["erased"]:
+            assert (pixels[:, top : top + height, left : left + width] == 0).all()
+        flips, erased = flips + drawn["flip"], erased + bool(drawn["erased"])
+        assert augment.describe(key, plan=plan, transform=transform, image=image) == drawn
+    assert 10 < flips < 50 and len(names) >= 3 and (erased > 10 or cfg.three_augment)

@@ -1,0 +1,81 @@
+"""train.sbatch's way of running: two launchers, as on two nodes, one of which is told that its time is up."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+
+import pytest
+import torch
+
+from tests.conftest import ROOT, SHORT_RUN, read_log
+from tests.test_resume import finish, start, wait_for
+
+pytestmark = pytest.mark.slow
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start_nodes(digits_folder, folder) -> list[subprocess.Popen]:
+    port = free_port()
+    launch = ["tools/launch.py", "--nnodes=2", "--nproc_per_node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=7"]
+    flags = [
+        *SHORT_RUN,
+        "--batch-size=8",
+        "--epochs=3",
+        "--checkpoint-steps=1",
+        "--distillation-type=none",
+        f"--data-path={digits_folder}",
+        f"--output_dir={folder}",
+    ]
+    return [start(*launch, "main.py", *flags, "--resume=auto") for _ in range(2)]
+
+
+def test_one_node_is_signalled_and_both_end_with_85_and_go_on(digits_folder, tmp_path):
+    nodes = start_nodes(digits_folder, tmp_path)
+    wait_for(tmp_path / "checkpoint_last.pth", nodes[0])
+    nodes[1].send_signal(signal.SIGUSR1)
+    outs = [finish(node, 85) for node in nodes]
+    assert sum("told to stop: saved after" in out for out in outs) >= 1
+    saved = torch.load(tmp_path / "checkpoint_last.pth", weights_only=True)
+    assert (saved["epoch"], saved["step"]) < (2, 0)
+    for node in start_nodes(digits_folder, tmp_path):
+        finish(node, 0)
+    assert [record["epoch"] for record in read_log(tmp_path)] == [0, 1, 2]
+
+
+def test_launch_reports_other_failures_with_their_code(tmp_path):
+    done = finish(start("tools/launch.py", "--nproc_per_node=1", "main.py", "--data-path", str(tmp_path / "nowhere")), 1)
+    assert done.count("error: --data-path") == 1
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(85, True), (0, False), (1, False)])
+def test_batch_script_requeues_itself_after_85_alone(tmp_path, code, requeued):
+    """srun and scontrol are stood in for; the script is run as it is."""
+    for name, body in (("srun", f'echo "$@" > {tmp_path}/srun.txt; exit {code}'), ("scontrol", f'echo "$@" >> {tmp_path}/scontrol.txt; echo head')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    env = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "42",
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_GPUS_ON_NODE": "8",
+    }
+    done = subprocess.run([shutil.which("bash"), "train.sbatch", "--model", "recnext_m1"], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    command = (tmp_path / "srun.txt").read_text()
+    assert (
+        "--nnodes 2 --nproc_per_node 8" in command
+        and "--rdzv-endpoint head:29500" in command
+        and command.rstrip().endswith("main.py --model recnext_m1 --resume auto")
+    )
+    assert ("requeue 42" in (tmp_path / "scontrol.txt").read_text()) == requeued
+    directives = (ROOT / "train.sbatch").read_text()
+    assert "#SBATCH --signal=USR1@120" in directives and "#SBATCH --requeue" in directives

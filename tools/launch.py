@@ -1,0 +1,42 @@
+"""torchrun for clusters: hands SIGUSR1 and SIGTERM on to the training processes, and ends with their exit code.
+
+    python tools/launch.py <torchrun's flags> main.py <main.py's flags>
+
+torchrun itself dies of SIGUSR1, answers SIGTERM by ending the training after 30 seconds, and turns every exit code into 1; a batch
+system would neither give the run time to save nor learn that it asks (with 85) to be started again."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main as torchrun
+
+HANDED_ON = (signal.SIGUSR1, signal.SIGTERM)
+STOPPED = 85
+
+
+def hand_on(number: int, frame) -> None:
+    """Send a signal to this process's children, the training processes."""
+    for listing in Path("/proc/self/task").glob("*/children"):
+        for child in listing.read_text().split():
+            os.kill(int(child), number)
+
+
+def main() -> int:
+    for number in HANDED_ON:
+        signal.signal(number, hand_on)
+    try:
+        torchrun(["--signals-to-handle=SIGINT,SIGHUP,SIGQUIT", *sys.argv[1:]])
+    except ChildFailedError as error:
+        codes = [failure.exitcode for failure in error.failures.values()]
+        if STOPPED in codes:
+            return STOPPED
+        sys.stderr.write(f"{error}\n")
+        return error.get_first_failure()[1].exitcode
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
