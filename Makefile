@@ -32,3 +32,7 @@ demo: venv
 	@echo "log:         checkpoints/demo/student/log.txt"
 	@echo "checkpoints: checkpoints/demo/student/checkpoint_best.pth (EMA: checkpoint_best_ema.pth)"
 	@echo "teacher:     checkpoints/demo/teacher/checkpoint_best.pth"
+
+# Curves of running and finished jobs in a browser; DIR=... looks elsewhere than in checkpoints/.
+board: venv
+	$(BIN)/tensorboard --logdir $(or $(DIR),checkpoints)

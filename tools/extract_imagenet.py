@@ -107,7 +107,7 @@ def list_files(tar: tarfile.TarFile, where: str, pattern: re.Pattern) -> list[tu
         match = pattern.fullmatch(item.name.removeprefix("./"))
         if not item.isdir():
             if match is None or not item.isreg():
-                raise InputError(f"{where} holds '{item.name}', which is no file of ImageNet's, and is not extracted: fetch the archive from image-net.org")
+                raise InputError(f"{where} holds {item.name!r}, which is no file of ImageNet's, and is not extracted: fetch the archive from image-net.org")
             files.append((item, match[1]))
     if not files:
         raise InputError(f"{where} is empty: fetch it again")
