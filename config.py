@@ -161,6 +161,13 @@ GROUPS = {  # first field of each section of --help
     "fine-tuning": "finetune",
     "data": "data_set",
 }
+DATA_FILES = {
+    "IMNET": "train/ and val/",
+    "FLOWERS": "train/ and test/",
+    "CIFAR": "cifar-100-python/",
+    "INAT": "train2018.json, val2018.json and categories.json",
+    "INAT19": "train2019.json, val2019.json and categories.json",
+}
 KINDS = {int: "whole number", float: "number", str: "text"}
 WITHOUT_EFFECT = {  # published flags that have nothing left to decide: number of values, and why
     "dist_eval": (0, "evaluation is always distributed and exact"),
@@ -357,7 +364,7 @@ def validate(cfg: Config) -> None:
         (cfg.overwrite and bool(cfg.resume), "--overwrite deletes the run that --resume would continue: drop one of them"),
         (cfg.use_ema and not (cfg.eval and cfg.resume), "--use-ema chooses weights of a checkpoint: it needs --eval --resume FILE"),
         (bool(cfg.report) and not cfg.eval, "--report describes an evaluation: it needs --eval"),
-        (cfg.data_set != "DIGITS" and not cfg.data_path, f"--data-set {cfg.data_set} needs --data-path, the folder that holds train/ and val/"),
+        (cfg.data_set != "DIGITS" and not cfg.data_path, f"--data-set {cfg.data_set} needs --data-path, the folder that holds {DATA_FILES.get(cfg.data_set)}"),
         (cfg.data_set == "DIGITS" and bool(cfg.data_path), "--data-set DIGITS comes with scikit-learn and takes no --data-path: drop one of them"),
         (
             cfg.val_split is not None and cfg.data_set not in ("IMNET", "FLOWERS"),

@@ -50,6 +50,8 @@ def find_checkpoint(cfg: Config, folder: Path) -> str | None:
     if cfg.resume != "auto":
         return cfg.resume
     path = folder / checkpoint.LAST
+    if cfg.eval and not path.is_file():
+        raise InputError(f"--resume auto: {folder} holds no {checkpoint.LAST} to evaluate")
     return str(path) if path.is_file() else None
 
 

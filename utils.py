@@ -1,6 +1,7 @@
 """The process a run lives in: rank and device, seeds, the logger, sums over processes. Also `replace_batchnorm`, for published callers."""
 
 import contextlib
+import inspect
 import logging
 import os
 import random
@@ -74,7 +75,10 @@ def wrap_distributed(net: nn.Module, rank: Rank) -> nn.Module:
     """`net`, or with several processes what averages its gradients over them. BatchNorm's buffers stay each process's own."""
     if rank.world_size == 1:
         return net
-    return nn.parallel.DistributedDataParallel(net, broadcast_buffers=False)
+    distributed = nn.parallel.DistributedDataParallel
+    parameters = inspect.signature(distributed).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"  # torch 2.15 renamed it
+    return distributed(net, **{name: False})
 
 
 def start_process(device: str, seed: int) -> Rank:
@@ -112,12 +116,13 @@ def seed_all(seed: int) -> None:
 
 
 def start_logging(rank: Rank) -> None:
-    """Send `log` to the console; processes other than the first report only warnings, tagged with their rank."""
+    """Send the first process's `log` to the console, and other processes' errors, tagged with their rank."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s" if rank.is_main else f"[rank {rank.index}] %(message)s"))
     log.handlers[:] = [handler]
     log.propagate = False
-    log.setLevel(logging.INFO if rank.is_main else logging.WARNING)
+    log.setLevel(logging.INFO if rank.is_main else logging.ERROR)
+    logging.getLogger("timm.scheduler").setLevel(logging.ERROR)  # a one-epoch run needs no telling that its rate stays
 
 
 def all_sum(values: Tensor) -> Tensor:

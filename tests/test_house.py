@@ -8,7 +8,19 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = {"errors": 0, "config": 1, "utils": 1, "losses": 2, "augment": 2, "keys": 2, "model": 2}
-FLOORS |= {"datasets": 3, "optim": 3, "checkpoint": 3, "teacher": 3, "export": 3, "records": 3, "engine": 4, "main": 5}
+FLOORS |= {
+    "datasets": 3,
+    "optim": 3,
+    "checkpoint": 3,
+    "teacher": 3,
+    "export": 3,
+    "records": 3,
+    "run_logs": 2,
+    "plots": 3,
+    "engine": 4,
+    "compare_logs": 5,
+    "main": 5,
+}
 FILES = sorted(path for folder in (".", "model", "tools", "benchmarks", "tests") for path in (ROOT / folder).glob("*.py"))
 
 
