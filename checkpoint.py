@@ -19,11 +19,10 @@ import numpy as np
 import torch
 from timm.models._hub import download_cached_file, load_state_dict_from_hf
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from config import Config
 from errors import InputError, first_line
-from utils import Rank, all_sum, gather, log, unwrap
+from utils import Rank, gather, log, mean_over_processes, unwrap
 
 LAST, BEST, BEST_EMA = "checkpoint_last.pth", "checkpoint_best.pth", "checkpoint_best_ema.pth"
 NUM_KEPT = 3
@@ -142,7 +141,10 @@ def load_weights(net: nn.Module, state: dict[str, Tensor], *, where: str) -> Non
     """Load a complete state dict; where names differ, through the architecture's own filter. InputError names what does not fit."""
     differences = _differences(net, state)
     if differences:
-        converted = _own_filter(net)(state)
+        try:
+            converted = _own_filter(net)(state)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):  # it knows nothing of such a checkpoint
+            converted = state
         remaining = _differences(net, converted)
         if remaining:
             raise InputError(
@@ -278,11 +280,10 @@ def _floating_buffers(state: TrainState) -> list[Tensor]:
 
 
 def _resume_inside_epoch(checkpoint: dict, state: TrainState, rank: Rank) -> None:
-    """Each process's own sums and statistics; where their number changed, the sums go to the first and the statistics stay the mean."""
+    """Each process's own sums and statistics; where the number of processes changed, each gets their mean."""
     loss_sums = checkpoint["loss_sums"]
     state.skipped_steps = checkpoint["skipped_steps"]
     if len(loss_sums) != rank.world_size:
-        # What a process adds up is its mean loss: the sum over processes is kept as if it had been theirs in equal parts.
         state.loss_sum = sum(loss_sums) / len(loss_sums)
         return
     state.loss_sum = loss_sums[rank.index]
@@ -318,19 +319,11 @@ def collect(cfg: Config, state: TrainState, *, facts: dict, run: dict, metrics: 
         checkpoint["loss_sums"] = gather(torch.as_tensor(state.loss_sum, dtype=torch.float64, device=rank.device), rank).tolist()
         checkpoint["skipped_steps"] = state.skipped_steps
     if state.step and rank.world_size > 1:
-        own = torch.cat([buffer.flatten().float() for buffer in _floating_buffers(state)]).to(rank.device)
+        own = torch.cat([buffer.flatten().float().to(rank.device) for buffer in _floating_buffers(state)])
         checkpoint["rank_buffers"] = gather(own, rank).cpu()
         for entries in (model, ema or {}):
-            _average(entries)
+            entries |= {name: mean_over_processes(value, rank) for name, value in entries.items() if name.endswith(("running_mean", "running_var"))}
     return checkpoint
-
-
-@torch.no_grad()
-def _average(entries: dict[str, Tensor]) -> None:
-    """Replace the running statistics among `entries` by their mean over all processes; the network keeps its own."""
-    for name in entries:
-        if name.endswith(("running_mean", "running_var")):
-            entries[name] = all_sum(entries[name].clone()).div_(dist.get_world_size())
 
 
 def save(checkpoint: dict, folder: Path, names: list[str]) -> None:

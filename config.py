@@ -359,7 +359,7 @@ def parse(argv: list[str]) -> tuple[Config, list[str]]:
 def validate(cfg: Config) -> None:
     """InputError where settings contradict each other."""
     rules = [
-        (cfg.eval and not (cfg.resume or cfg.pretrained or cfg.finetune), "--eval needs weights: add --resume FILE or --pretrained"),
+        (cfg.eval and not (cfg.resume or cfg.pretrained), "--eval needs weights: add --resume FILE or --pretrained"),
         (cfg.resume == "auto" and not cfg.output_dir, "--resume auto looks in the run's folder: add --output_dir"),
         (cfg.overwrite and bool(cfg.resume), "--overwrite deletes the run that --resume would continue: drop one of them"),
         (cfg.use_ema and not (cfg.eval and cfg.resume), "--use-ema chooses weights of a checkpoint: it needs --eval --resume FILE"),

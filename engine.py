@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
 import checkpoint
 from checkpoint import TrainState
@@ -18,7 +17,7 @@ from errors import InputError
 from keys import draw_words
 from losses import count_correct, is_finite
 from optim import scaled_lr
-from utils import Rank, StopRequest, all_sum, any_process, log, unwrap
+from utils import Rank, StopRequest, all_sum, any_process, log, mean_over_processes, unwrap
 
 REPORT_EVERY_S = 10.0
 
@@ -137,8 +136,8 @@ def train_one_epoch(
     num_epochs: int,
     images_per_step: int,
     after_step: Callable[[], bool] = lambda: False,
-) -> dict:
-    """Train from `state.step` to the epoch's end; the epoch's learning rate, mean loss and rates.
+) -> dict | None:
+    """Train from `state.step` to the epoch's end; the epoch's learning rate, mean loss and rates, or None if stopped before.
 
     `batches` is an iterable over the micro-batches that are left. `after_step` may save, and stops the epoch by returning True.
     Raises FloatingPointError when the loss is no longer finite."""
@@ -161,9 +160,11 @@ def train_one_epoch(
             meter.report(loss_sum.item() / meter.step, lr)
         state.loss_sum = loss_sum
         if step + 1 < num_steps and after_step():
-            break
-    all_sum(loss_sum)
-    return {"train_lr": lr, "train_loss": loss_sum.item() / (num_steps * parts.rank.world_size), "skipped_steps": state.skipped_steps, **meter.rates()}
+            return None
+    train_loss = all_sum(loss_sum).item() / (num_steps * parts.rank.world_size)
+    trained = {"train_lr": lr, "train_loss": train_loss, "skipped_steps": state.skipped_steps, **meter.rates()}
+    state.epoch, state.step, state.loss_sum, state.skipped_steps = epoch + 1, 0, 0.0, 0
+    return trained
 
 
 def _require_finite(loss_sum: Tensor, epoch: int, step: int, lr: float) -> None:
@@ -175,12 +176,11 @@ def _require_finite(loss_sum: Tensor, epoch: int, step: int, lr: float) -> None:
 
 
 @torch.no_grad()
-def average_buffers(net: nn.Module) -> None:
+def average_buffers(net: nn.Module, rank: Rank) -> None:
     """Make BatchNorm's running statistics their mean over all processes."""
-    if dist.is_initialized():
-        for buffer in net.buffers():
-            if buffer.is_floating_point():
-                all_sum(buffer).div_(dist.get_world_size())
+    for buffer in net.buffers() if rank.world_size > 1 else ():
+        if buffer.is_floating_point():
+            buffer.copy_(mean_over_processes(buffer, rank))
 
 
 @torch.no_grad()
@@ -226,11 +226,11 @@ def check_teacher(parts: Parts, loader: Iterable, *, num_classes: int, min_acc1:
 
 def _evaluate_both(state: TrainState, loader: Iterable, parts: Parts) -> dict:
     """Raw and EMA accuracy under the keys of log.txt."""
-    average_buffers(unwrap(state.net))
+    average_buffers(unwrap(state.net), parts.rank)
     raw = evaluate(unwrap(state.net), loader, parts)
     result = {"test_loss": raw["loss"], "test_acc1": raw["acc1"], "test_acc5": raw["acc5"]}
     if state.ema is not None:
-        average_buffers(state.ema.module)
+        average_buffers(state.ema.module, parts.rank)
         ema = evaluate(state.ema.module, loader, parts)
         result |= {"test_ema_acc1": ema["acc1"], "test_ema_acc5": ema["acc5"], "test_ema_loss": ema["loss"]}
     return result
@@ -287,10 +287,9 @@ def fit(cfg: Config, parts: Parts, state: TrainState, loader, val_loader: Iterab
             images_per_step=loader.global_batch,
             after_step=saver.after_step,
         )
-        if state.step < loader.num_steps:
+        if trained is None:
             log.warning("told to stop: saved after step %d of epoch %d; continue with --resume auto", state.step, epoch)
             return False
-        state.epoch, state.step, state.loss_sum, state.skipped_steps = epoch + 1, 0, 0.0, 0
         eval_start = time.perf_counter()
         tested = _evaluate_both(state, val_loader, parts)
         state.scheduler.step(epoch, tested["test_acc1"])

@@ -35,9 +35,10 @@ def train(cfg: config.Config, rank) -> int:
     train_images, val_images = datasets.open_images(cfg)
     loader, val_loader = datasets.build_train_loader(cfg, train_images, rank), datasets.build_val_loader(cfg, val_images, rank)
     num_classes = len(train_images.classes)
-    net = model.build(cfg, num_classes, distillation=cfg.distillation != "none")
-    if cfg.finetune:
-        checkpoint.load_finetune(net, cfg.finetune)
+    with utils.main_first(rank):
+        net = model.build(cfg, num_classes, distillation=cfg.distillation != "none")
+        if cfg.finetune:
+            checkpoint.load_finetune(net, cfg.finetune)
     net.to(rank.device, memory_format=memory_format)
     optimizer = optim.build_optimizer(cfg, net, loader.global_batch)
     state = checkpoint.TrainState(
@@ -113,9 +114,10 @@ def explain(error: BaseException) -> int:
 
     The launcher ends all processes as soon as one has ended, and those would only tell that the others are gone. So all wait
     before they speak, but for the first process where the user can put it right: that, all of them found."""
-    if isinstance(error, KeyboardInterrupt):
-        return 130
     index = int(os.environ.get("RANK", 0))
+    if isinstance(error, KeyboardInterrupt):
+        sys.stderr.write("interrupted; a training run goes on from its last checkpoint with --resume auto\n" if index == 0 else "")
+        return 130
     if is_distributed() and not (index == 0 and isinstance(error, InputError)):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from the launcher: no request to save any more
         time.sleep(5)

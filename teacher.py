@@ -82,8 +82,7 @@ def _check_input(cfg: Config, net: nn.Module) -> None:
             net.eval()(torch.zeros(1, 3, cfg.input_size, cfg.input_size))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise InputError(
-            f"the teacher {cfg.teacher_model} does not take images of --input-size {cfg.input_size} ({first_line(error)}): "
-            "choose a size or a teacher that fits"
+            f"the teacher {cfg.teacher_model} does not take images of --input-size {cfg.input_size} ({first_line(error)}): choose a size or a teacher that fits"
         ) from error
     known = get_pretrained_cfg(cfg.teacher_model)
     if known is not None and cfg.teacher_path is None and (tuple(known.mean), tuple(known.std)) != (augment.MEAN, augment.STD):

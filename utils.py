@@ -132,6 +132,11 @@ def all_sum(values: Tensor) -> Tensor:
     return values
 
 
+def mean_over_processes(values: Tensor, rank: Rank) -> Tensor:
+    """The mean of `values` over all processes, on the device they are on."""
+    return all_sum(values.to(rank.device, copy=True)).div_(rank.world_size).to(values.device)
+
+
 def gather(values: Tensor, rank: Rank) -> Tensor:
     """(world_size, *values.shape): the `values` of every process, on each."""
     parts = [torch.empty_like(values) for _ in range(rank.world_size)]

@@ -37,7 +37,7 @@ def test_flags_in_the_text_exist():
     parser_flags = {flag for action in config.build_parser()._actions for flag in action.option_strings}
     own = README[README.index("## Quick start") : README.index("## Comparing runs")]
     flags = {flag.replace("_", "-") for flag in re.findall(r"(?<![\w-])--[a-z][\w-]+", own)}
-    others = {"--nproc-per-node", "--use-env", "--nodes", "--gpus-per-node", "--data-path"}
+    others = {"--nproc-per-node", "--use-env", "--nodes", "--gpus-per-node", "--archives", "--out"}
     assert flags - parser_flags - others == set()
 
 
