@@ -55,8 +55,8 @@ class TrainState:
     step: int = 0  # optimiser steps done in that epoch, and what they summed up to
     loss_sum: Tensor | float = 0.0
     skipped_steps: int = 0
-    best_acc1: float = 0.0
-    best_ema_acc1: float = 0.0
+    best_acc1: float = -1.0  # below any accuracy, so that the first epoch is the best so far
+    best_ema_acc1: float = -1.0
 
 
 def fetch(source: str) -> Path | dict[str, Tensor]:
@@ -114,7 +114,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def weights(checkpoint: dict, *, use_ema: bool = False, where: str) -> dict[str, Tensor]:
     """State dict inside a checkpoint of ours, of the published scripts, of timm, or a bare one; canonical names."""
-    names = ("model_ema", "state_dict_ema") if use_ema else ("model", "state_dict")
+    ema_names = ("model_ema", "state_dict_ema")
+    names = ema_names if use_ema else ("model", "state_dict", *ema_names)  # a file may hold nothing but its EMA
     state = next((checkpoint[name] for name in names if checkpoint.get(name) is not None), None)
     if state is None and use_ema:
         raise InputError(f"{where} holds no EMA weights: drop --use-ema")
@@ -239,7 +240,7 @@ def resume(cfg: Config, state: TrainState, source: str, *, run: dict, rank: Rank
     `run` holds what of the recipe is not a setting: the global batch and the data's size. Where --allow-config-change lets the
     recipe differ, weights, moments and position are the checkpoint's, rates and decays the new recipe's."""
     checkpoint = read(source)
-    if "optimizer" not in checkpoint:
+    if not {"optimizer", "lr_scheduler", "epoch"} <= set(checkpoint):
         raise InputError(f"--resume {source} holds weights alone, no run to continue: start from it with --finetune, or evaluate it with --eval")
     is_same = _require_same_recipe(checkpoint, cfg, run, source)
     load_weights(unwrap(state.net), weights(checkpoint, where=source), where=source)
@@ -251,8 +252,8 @@ def resume(cfg: Config, state: TrainState, source: str, *, run: dict, rank: Rank
     state.step = checkpoint.get("step", 0) if is_same else 0
     if state.step:
         _resume_inside_epoch(checkpoint, state, rank)
-    state.best_acc1 = checkpoint.get("best_acc1", 0.0)
-    state.best_ema_acc1 = checkpoint.get("best_ema_acc1", 0.0)
+    state.best_acc1 = checkpoint.get("best_acc1", -1.0)
+    state.best_ema_acc1 = checkpoint.get("best_ema_acc1", -1.0)
     log.info("continuing %s with epoch %d, step %d", source, state.epoch, state.step)
 
 

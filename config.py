@@ -44,7 +44,7 @@ class Config:
     input_size: int = setting(224, "side of the square input, pixels", at_least=8)
     drop: float | None = setting(None, "dropout before the classifier (default: the variant's)", at_least=0, at_most=0.999)
     drop_path: float | None = setting(None, "stochastic depth rate (default: the variant's)", at_least=0, at_most=0.999)
-    seed: int = setting(0, "seed of initialisation and dropout", at_least=0)
+    seed: int = setting(0, "seed of initialisation and dropout", at_least=0, at_most=2**63 - 1)
     device: str = setting("auto", "cuda, cuda:N or cpu; auto: a GPU where there is one")
     amp: str = setting("auto", "mixed precision; auto: bf16 on a GPU that has it, else none", choices=("auto", "bf16", "fp16", "none"), nargs="?", const="auto")
     memory_format: str = setting("auto", "layout of activations; auto: channels_last", choices=("auto", "nchw", "channels_last"))
@@ -131,7 +131,7 @@ class Config:
     inat_category: str = setting(
         "name", "what counts as a class in iNaturalist", choices=("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")
     )
-    data_seed: int = setting(0, "seed of order, augmentation and mixing", at_least=0)
+    data_seed: int = setting(0, "seed of order, augmentation and mixing", at_least=0, at_most=2**63 - 1)
     crop_pct: float | None = setting(None, "part of the resized short side that evaluation crops (default 0.875; 1 up to 32 pixels)", above=0, at_most=1)
     num_workers: int | None = setting(None, "loader processes per training process (default: as many as there are cores for, at most 10)", at_least=0)
     pin_mem: bool = setting(True, "page-locked batches, for faster copies to a GPU")
@@ -161,6 +161,7 @@ GROUPS = {  # first field of each section of --help
     "fine-tuning": "finetune",
     "data": "data_set",
 }
+RESERVED = {"num_classes", "in_chans", "features_only", "distillation", "drop_rate", "drop_path_rate", "pretrained", "checkpoint_path"}
 DATA_FILES = {
     "IMNET": "train/ and val/",
     "FLOWERS": "train/ and test/",
@@ -199,6 +200,8 @@ def _convert(field: dataclasses.Field, value):
     """One value of `field`, from YAML or from the command line's text; ValueError where it does not fit."""
     wanted = _value_type(field)
     if wanted is dict:
+        if value is not None and not (isinstance(value, dict) and all(isinstance(key, str) for key in value)):
+            raise ValueError(f"{value!r} is not a mapping of names to values")
         return value
     if value is None or (isinstance(value, str) and value.lower() == "none" and "none" not in (field.metadata["choices"] or ())):
         if not _is_optional(field):
@@ -206,7 +209,8 @@ def _convert(field: dataclasses.Field, value):
         return None
     if wanted is bool or isinstance(value, bool):
         if wanted is not bool or not isinstance(value, bool):
-            raise ValueError(f"{value!r} is not {'true or false' if wanted is bool else 'a ' + KINDS[wanted]}")
+            hint = "; YAML reads no and off as false: write none" if value is False and _is_optional(field) else ""
+            raise ValueError(f"{value!r} is not {'true or false' if wanted is bool else 'a ' + KINDS[wanted]}{hint}")
         return value
     if wanted is int and isinstance(value, float):
         raise ValueError(f"{value!r} is not a whole number")
@@ -255,10 +259,21 @@ def _hint(name: str, known) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's loader, refusing a key that is given twice: the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [key.value for key, _ in node.value]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise yaml.YAMLError(f"'{twice}' is given twice")
+        return super().construct_mapping(node, deep)
+
+
 def load_recipe(path: str) -> dict:
     """Settings of a YAML file, by field name; InputError on an unknown key or a value that does not fit."""
     try:
-        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        recipe = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys) or {}
     except OSError as error:
         raise InputError(f"--config {path}: {error.strerror}; name a YAML file such as recipes/demo.yaml") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -317,8 +332,9 @@ def build_parser() -> argparse.ArgumentParser:
             group.add_argument(*flags, dest=name, action=argparse.BooleanOptionalAction, help=meta["help"])
             continue
         metavar = "{" + ",".join(meta["choices"]) + "}" if meta["choices"] else {str: "X", dict: "K=V"}.get(wanted, wanted.__name__.upper())
-        value_type = _key_value if wanted is dict else str
-        group.add_argument(*flags, dest=name, type=value_type, nargs=meta["nargs"], const=meta["const"], metavar=metavar, help=meta["help"])
+        value_type, action = (_key_value, "extend") if wanted is dict else (str, "store")
+        extra = {"const": meta["const"]} if meta["const"] else {}
+        group.add_argument(*flags, dest=name, action=action, type=value_type, nargs=meta["nargs"], metavar=metavar, help=meta["help"], **extra)
     for name, (num_values, reason) in WITHOUT_EFFECT.items():
         kwargs = {"action": "store_true"} if num_values == 0 else {"metavar": "X"}
         parser.add_argument(*_flags(name), dest=name, help=f"accepted, without effect: {reason}", **kwargs)
@@ -372,14 +388,23 @@ def validate(cfg: Config) -> None:
         ),
         (cfg.cutmix_minmax is not None and len(cfg.cutmix_minmax) != 2, "--cutmix-minmax takes two fractions"),
         (cfg.cutmix_minmax is not None and not all(0 <= x <= 1 for x in cfg.cutmix_minmax), "--cutmix-minmax takes fractions from 0 to 1"),
+        (cfg.cutmix_minmax is not None and list(cfg.cutmix_minmax) != sorted(cfg.cutmix_minmax), "--cutmix-minmax takes the smaller fraction first"),
+        (cfg.opt_betas is not None and len(cfg.opt_betas) < 2, "--opt-betas takes at least two numbers"),
         (cfg.opt_betas is not None and not all(0 <= beta < 1 for beta in cfg.opt_betas), "--opt-betas must be at least 0 and below 1"),
         (cfg.lr_noise is not None and len(cfg.lr_noise) > 2, "--lr-noise takes one or two fractions of the run"),
+        (cfg.lr_noise is not None and not all(0 <= x <= 1 for x in cfg.lr_noise), "--lr-noise takes fractions from 0 to 1"),
+        (cfg.lr_noise is not None and list(cfg.lr_noise) != sorted(cfg.lr_noise), "--lr-noise takes the earlier fraction first"),
+        (cfg.output_dir == "", "--output-dir is empty: name a folder, or drop it"),
         (cfg.mix_group_size % 2 == 1, f"--mix-group-size {cfg.mix_group_size} is odd: images of a group are mixed in pairs"),
         (
             not cfg.eval and cfg.is_mixing and cfg.batch_size % 2 == 1,
             f"--batch-size {cfg.batch_size} is odd: mixup pairs the images of a batch; make it even, or --mixup 0 --cutmix 0",
         ),
         (cfg.three_augment and cfg.aa not in (None, FIELDS["aa"].default), "--ThreeAugment replaces --aa: drop one of them"),
+        (
+            bool(RESERVED & set(cfg.model_kwargs or {})),
+            f"--model-kwargs cannot set {', '.join(sorted(RESERVED & set(cfg.model_kwargs or {})))}: other flags and the data do",
+        ),
         (bool(cfg.finetune) and cfg.pretrained, "--finetune and --pretrained both say what to start from: drop one of them"),
     ]
     for is_wrong, message in rules:

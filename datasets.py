@@ -52,6 +52,8 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  #
 def decode(file) -> Image.Image:
     """The RGB image in an open file, whatever its mode there (grayscale, CMYK, palette, 16 bit)."""
     with Image.open(file) as image:
+        if image.mode == "I" or image.mode.startswith("I;16"):  # PIL would clip 16 bits at 255
+            image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
         return image.convert("RGB")
 
 
@@ -63,12 +65,22 @@ def open_file(path: str) -> Image.Image:
         raise InputError(f"{path} cannot be read as an image ({error}): replace or remove it") from error
 
 
+class ClassFolders(ImageFolder):
+    """torchvision's, without the hidden folders that notebooks and file managers leave behind."""
+
+    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+        classes = [name for name in super().find_classes(directory)[0] if not name.startswith(".")]
+        if not classes:
+            raise FileNotFoundError(directory)
+        return classes, {name: i for i, name in enumerate(classes)}
+
+
 def open_folder(path: Path) -> Images:
     """Images in one sub-folder per class, classes in alphabetical order; InputError where there are none."""
     try:
-        folder = ImageFolder(str(path))
+        folder = ClassFolders(str(path))
     except FileNotFoundError as error:
-        if not any(child.is_dir() for child in path.iterdir()):
+        if not any(child.is_dir() and not child.name.startswith(".") for child in path.iterdir()):
             raise InputError(
                 f"{path} holds no class folders: put each class's images into a folder named after the class "
                 "(tools/extract_imagenet.py does so for ImageNet's archives)"

@@ -302,7 +302,7 @@ def fit(cfg: Config, parts: Parts, state: TrainState, loader, val_loader: Iterab
             log.warning("told to stop: saved after epoch %d; continue with --resume auto", epoch)
             return False
     run_records.close()
-    log.info("done: %s, best acc1 %.2f", saver.folder, state.best_acc1)
+    log.info("done: %s, best acc1 %.2f", saver.folder, max(state.best_acc1, 0.0))
     return True
 
 
@@ -327,9 +327,9 @@ def _log_epoch(record: dict) -> None:
 def _keep_best(state: TrainState, tested: dict) -> tuple[bool, bool]:
     """Whether this epoch's raw and EMA weights are the best so far; remembers their accuracies."""
     is_best = tested["test_acc1"] > state.best_acc1
-    is_best_ema = tested.get("test_ema_acc1", 0.0) > state.best_ema_acc1
-    state.best_acc1 = max(state.best_acc1, tested["test_acc1"])
-    state.best_ema_acc1 = max(state.best_ema_acc1, tested.get("test_ema_acc1", 0.0))
+    is_best_ema = "test_ema_acc1" in tested and tested["test_ema_acc1"] > state.best_ema_acc1
+    state.best_acc1 = tested["test_acc1"] if is_best else state.best_acc1
+    state.best_ema_acc1 = tested["test_ema_acc1"] if is_best_ema else state.best_ema_acc1
     return is_best, is_best_ema
 
 

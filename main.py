@@ -31,8 +31,8 @@ def train(cfg: config.Config, rank) -> int:
     amp_dtype = utils.pick_amp(cfg.amp, rank.device)
     memory_format = utils.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
     stop = utils.StopRequest()
-    folder = records.claim_folder(cfg, rank)
     train_images, val_images = datasets.open_images(cfg)
+    folder = records.claim_folder(cfg, rank)
     loader, val_loader = datasets.build_train_loader(cfg, train_images, rank), datasets.build_val_loader(cfg, val_images, rank)
     num_classes = len(train_images.classes)
     with utils.main_first(rank):
@@ -125,6 +125,8 @@ def explain(error: BaseException) -> int:
 
         if StopRequest.is_made:  # the launcher's signal came while this process still waited for one that is gone
             return 1
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        error = InputError("a loader process was killed from outside, often for want of memory: lower --num_workers, then --resume auto")
     if not isinstance(error, InputError):
         traceback.print_exception(error)
         return 1

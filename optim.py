@@ -19,7 +19,7 @@ from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import nn
 
 from config import Config
-from errors import InputError
+from errors import InputError, first_line
 
 
 def scaled_lr(lr: float, global_batch: int) -> float:
@@ -34,7 +34,14 @@ def build_optimizer(cfg: Config, net: nn.Module, global_batch: int) -> torch.opt
         raise InputError(f"--opt {cfg.opt} is no optimiser timm knows" + (f"; did you mean {' or '.join(close)}?" if close else ""))
     betas = {"betas": cfg.opt_betas} if cfg.opt_betas is not None else {}
     eps = {"eps": cfg.opt_eps} if cfg.opt_eps is not None else {}
-    return create_optimizer_v2(net, opt=cfg.opt, lr=scaled_lr(cfg.lr, global_batch), weight_decay=cfg.weight_decay, momentum=cfg.momentum, **eps, **betas)
+    settings = {"lr": scaled_lr(cfg.lr, global_batch), "weight_decay": cfg.weight_decay, "momentum": cfg.momentum, **eps, **betas}
+    try:
+        optimizer = create_optimizer_v2(net, opt=cfg.opt, **settings)
+    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"--opt {cfg.opt} cannot be used here ({first_line(error)}): choose another, or check --opt-eps and --opt-betas") from error
+    if getattr(optimizer, "is_second_order", False) or cfg.opt == "adahessian":
+        raise InputError(f"--opt {cfg.opt} needs second derivatives, which this training loop does not compute: choose another")
+    return optimizer
 
 
 class PlateauSchedule(PlateauLRScheduler):
@@ -44,6 +51,10 @@ class PlateauSchedule(PlateauLRScheduler):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # timm deprecates it for the lost counters
             super().__init__(*args, **kwargs)
+
+    def step(self, epoch: int, metric: float | None = None) -> None:
+        """timm's, which without a warm-up would leave the rate at the warm-up's start."""
+        super().step(epoch if self.warmup_t else epoch + 1, metric)
 
     def state_dict(self) -> dict:
         return {"restore_lr": self.restore_lr, "plateau": self.lr_scheduler.state_dict()}
@@ -65,7 +76,7 @@ def build_scheduler(cfg: Config, optimizer: torch.optim.Optimizer) -> Scheduler:
         "cosine": lambda: CosineLRScheduler(optimizer, **span, **common),
         "tanh": lambda: TanhLRScheduler(optimizer, **span, **common),
         "poly": lambda: PolyLRScheduler(optimizer, **span, power=cfg.decay_rate, **common),
-        "step": lambda: StepLRScheduler(optimizer, decay_t=cfg.decay_epochs, decay_rate=cfg.decay_rate, **common),
+        "step": lambda: StepLRScheduler(optimizer, decay_t=cfg.decay_epochs, decay_rate=cfg.decay_rate, warmup_prefix=False, **common),
         "multistep": lambda: MultiStepLRScheduler(
             optimizer,
             decay_t=list(range(cfg.decay_epochs, cfg.epochs, cfg.decay_epochs)),

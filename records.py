@@ -86,9 +86,11 @@ class Records:
         """Keep the lines of log.txt before `start_epoch`; move the others, which training repeats, to log_dropped.txt."""
         if not self.log_path.exists():
             return
-        lines = self.log_path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if _epoch_of(line) is not None and _epoch_of(line) < start_epoch]
-        dropped = [line for line in lines if line not in kept]
+        lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)  # a torn block may hold anything
+        kept, dropped = [], []
+        for line in lines:
+            epoch = _epoch_of(line)
+            (kept if epoch is not None and epoch < start_epoch else dropped).append(line)
         if dropped:
             with (self.folder / "log_dropped.txt").open("a", encoding="utf-8") as file:
                 file.writelines(line.rstrip("\n") + "\n" for line in dropped)

@@ -60,7 +60,13 @@ def load_teacher(cfg: Config, num_classes: int, rank: Rank) -> Teacher:
         raise InputError(f"--teacher-model {cfg.teacher_model} is no model that timm or this project knows")
     with main_first(rank):
         if cfg.teacher_path is None:
-            net = model.create_model(cfg.teacher_model, pretrained=True)
+            try:
+                net = model.create_model(cfg.teacher_model, pretrained=True)
+            except (OSError, RuntimeError) as error:
+                raise InputError(
+                    f"timm's weights of the teacher {cfg.teacher_model} could not be fetched ({first_line(error)}): "
+                    "download some where there is a network, and name the file with --teacher-path"
+                ) from error
             if net.num_classes != num_classes:
                 _refuse_class_count(cfg, net.num_classes, num_classes)
         else:

@@ -3,12 +3,12 @@
 import difflib
 
 import timm
+import torch
 from torch import nn
 
 from config import Config
-from errors import InputError
-
-from model import recnext_a, recnext_m, recnext_t, repnext  # noqa: F401  (they register)
+from errors import InputError, first_line
+from model import convnext, lsnet, mlla, recnext_a, recnext_m, recnext_t, repnext, repvit, rexnet  # noqa: F401  (they register)
 from model.layers import REGISTERED
 
 
@@ -31,19 +31,34 @@ def create_model(name: str, *, distillation: bool = False, **kwargs) -> nn.Modul
 
 
 def build(cfg: Config, num_classes: int, *, distillation: bool) -> nn.Module:
-    """The network a recipe names, for `num_classes` classes. InputError where it is unknown or refuses an option."""
+    """The network a recipe names, for `num_classes` classes. InputError where it is unknown or refuses an option or the image size."""
     if not timm.is_model(cfg.model):
         close = difflib.get_close_matches(cfg.model, timm.list_models(), n=3)
         raise InputError(f"--model {cfg.model} is no model that timm or this project knows" + (f"; did you mean {' or '.join(close)}?" if close else ""))
     options = {"num_classes": num_classes, "drop_rate": cfg.drop, "drop_path_rate": cfg.drop_path, **(cfg.model_kwargs or {})}
     try:
-        return create_model(cfg.model, distillation=distillation, pretrained=cfg.pretrained, **options)
-    except TypeError as error:
-        raise InputError(f"--model {cfg.model} does not take an option given to it ({error}): check --model-kwargs, --drop and --drop-path") from error
+        net = create_model(cfg.model, distillation=distillation, pretrained=cfg.pretrained, **options)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise InputError(f"--model {cfg.model} does not take an option given to it ({first_line(error)}): check --model-kwargs, --drop, --drop-path") from error
     except (OSError, RuntimeError) as error:
         if not cfg.pretrained:
-            raise
+            raise InputError(f"--model {cfg.model} cannot be built ({first_line(error)})") from error
         raise InputError(
-            f"--pretrained: the weights of {cfg.model} could not be fetched ({str(error).splitlines()[0]}): download them where there is a network, "
+            f"--pretrained: the weights of {cfg.model} could not be fetched ({first_line(error)}): download them where there is a network, "
             "then use --resume FILE with --eval, or --finetune FILE to train"
         ) from error
+    _try_size(cfg, net)
+    return net
+
+
+@torch.no_grad()
+def _try_size(cfg: Config, net: nn.Module) -> None:
+    """InputError where the network does not take images of the recipe's size."""
+    try:
+        net.eval()(torch.zeros(1, 3, cfg.input_size, cfg.input_size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"--model {cfg.model} does not take images of --input-size {cfg.input_size} ({first_line(error)}): choose another size, "
+            "or where the model has that option --model-kwargs img_size=N"
+        ) from error
+    net.train()

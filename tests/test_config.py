@@ -79,6 +79,15 @@ def test_every_setting_is_read_outside_of_config():
         ([*DIGITS, "--finetune", "x", "--pretrained"], ["--finetune and --pretrained"]),
         ([*DIGITS, "--val-split", "0.1"], ["--val-split"]),
         ([*DIGITS, "--cutmix-minmax", "0.1"], ["--cutmix-minmax takes two"]),
+        ([*DIGITS, "--cutmix-minmax", "0.8", "0.2"], ["smaller fraction first"]),
+        ([*DIGITS, "--opt-betas", "0.9"], ["--opt-betas takes at least two"]),
+        ([*DIGITS, "--lr-noise", "2", "5"], ["fractions from 0 to 1"]),
+        ([*DIGITS, "--lr-noise", "0.9", "0.1"], ["earlier fraction first"]),
+        ([*DIGITS, "--seed", "99999999999999999999"], ["--seed", "more than"]),
+        ([*DIGITS, "--output-dir="], ["--output-dir is empty"]),
+        ([*DIGITS, "--model-kwargs", "num_classes=7"], ["--model-kwargs cannot set num_classes"]),
+        ([*DIGITS, "--eval", "--finetune", "x"], ["--eval needs weights"]),
+        (["--data-set", "CIFAR"], ["cifar-100-python/"]),
         ([*DIGITS, "--model-kwargs", "x"], ["key=value"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml", "No such file"]),
     ],
@@ -101,6 +110,9 @@ def test_bad_command_lines_are_refused_with_the_reason(argv, words):
         ("- 1", ["holds no settings"]),
         ("a: [", ["is not YAML"]),
         ("batch-size: 4\nbatch_size: 4", ["given twice"]),
+        ("epochs: 4\nepochs: 5", ["'epochs' is given twice"]),
+        ("clip_grad: off", ["clip_grad", "write none"]),
+        ("model_kwargs: [a]", ["model_kwargs", "not a mapping"]),
     ],
 )
 def test_bad_recipes_are_refused_with_the_reason(tmp_path, text, words):
@@ -116,6 +128,11 @@ def test_flags_override_the_recipe_and_the_recipe_the_defaults(tmp_path):
     path.write_text("lr: 5e-4\nepochs: 7\nThreeAugment: true\nclip-grad: null\n")  # YAML 1.1 reads 5e-4 as text
     cfg, _ = config.parse([*DIGITS, "--config", str(path), "--epochs", "9"])
     assert (cfg.lr, cfg.epochs, cfg.three_augment, cfg.clip_grad, cfg.batch_size) == (5e-4, 9, True, None, 256)
+
+
+def test_model_kwargs_of_two_flags_add_up():
+    cfg, _ = config.parse([*DIGITS, "--model-kwargs", "a=1", "--model_kwargs", "b=x"])
+    assert cfg.model_kwargs == {"a": 1, "b": "x"}
 
 
 def test_dumped_settings_read_back_the_same(tmp_path):

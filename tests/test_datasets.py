@@ -60,7 +60,7 @@ def test_folders_with_any_names_and_classes(tmp_path):
 
 def test_grayscale_cmyk_palette_and_16_bit_images_become_rgb(tmp_path):
     write_folders(tmp_path)
-    for i, mode in enumerate(("L", "CMYK", "RGB")):
+    for mode in ("L", "CMYK", "RGB"):
         write_image(tmp_path / "train" / "cat" / f"{mode}.jpg", mode)
     for i, mode in enumerate(("P", "RGBA", "I;16", "LA")):
         path = tmp_path / "train" / "dog" / f"{i}.png"
@@ -126,6 +126,19 @@ def test_unreadable_images_are_named(tmp_path):
     train, _ = datasets.open_images(settings(tmp_path))
     with pytest.raises(InputError, match=r"cat/0\.jpg cannot be read as an image"):
         train[0]
+
+
+def test_16_bit_images_keep_their_brightness(tmp_path):
+    values = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "x.png")
+    pixels = np.asarray(datasets.open_file(str(tmp_path / "x.png")))
+    assert np.abs(pixels[..., 0].astype(int) - (values >> 8)).max() == 0 and pixels.mean() == pytest.approx(127.5, abs=1)
+
+
+def test_hidden_folders_are_no_classes(tmp_path):
+    write_folders(tmp_path)
+    (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
+    assert datasets.open_images(settings(tmp_path))[0].classes == ["cat", "dog"]
 
 
 def test_flowers_keep_their_validation_images_in_test(tmp_path):

@@ -88,6 +88,8 @@ def test_resumed_run_equals_one_never_stopped(finished, tmp_path, short_run, mon
     monkeypatch.setattr(checkpoint, "save", real_save)
     with (tmp_path / "log.txt").open("a") as file:
         file.write('{"train_lr": 0.1, "tra')  # half a line
+    with (tmp_path / "log.txt").open("ab") as file:
+        file.write(b"\xff\xfe\x00")  # a torn block
     short_run("--epochs=3", f"--output_dir={tmp_path}", "--resume=auto")
     assert [steady(record) for record in read_log(tmp_path)] == [steady(record) for record in read_log(finished)]
     ours, theirs = (torch.load(folder / "checkpoint_last.pth", weights_only=True) for folder in (tmp_path, finished))
@@ -133,8 +135,8 @@ def test_only_the_last_three_numbered_checkpoints_stay(tmp_path):
 
 @pytest.mark.parametrize("flags", [[], ["--use-ema"]])
 def test_evaluation_fuses_and_ends_with_the_training_runs_accuracy(finished, short_run, flags, monkeypatch):
-    fused = []
-    monkeypatch.setattr(utils, "replace_batchnorm", lambda net, real=utils.replace_batchnorm: fused.append(real(net)) or net)
+    fused, real = [], engine.report
+    monkeypatch.setattr(engine, "report", lambda net, *args, **kwargs: fused.append(net) or real(net, *args, **kwargs))
     out = short_run("--eval", f"--resume={finished / 'checkpoint_last.pth'}", *flags)
     match = ACCURACY.fullmatch(out.splitlines()[-1])
     prefix = "test_ema_" if flags else "test_"
@@ -237,6 +239,56 @@ def test_banner_states_batch_rate_and_departures_from_the_recipe(short_run, tmp_
     assert "the recipe was made for a global batch of 2048, this run's is 32" in out
     assert "--model-ema-decay 0.999 averages over 1000 steps, more than a third of this run's 3" in out
     assert "steps 3 (0 views left over)" in out
+
+
+def test_rates_of_a_run_follow_the_published_formula(short_run, tmp_path):
+    """Stepped with e after epoch e: epochs 0 and 1 at the warm-up's start, then the ramp, then the cosine."""
+    short_run("--epochs=6", "--warmup-epochs=2", f"--output_dir={tmp_path / 'a'}")
+    peak, low, start = 3e-2 * 16 / 512, 1e-5, 1e-6
+    cosine = [low + (peak - low) * (1 + math.cos(math.pi * t / 6)) / 2 for t in range(6)]
+    expected = [start, start, start + (peak - start) / 2, *cosine[2:5]]
+    assert [record["train_lr"] for record in read_log(tmp_path / "a")] == pytest.approx(expected, rel=1e-12)
+    short_run("--epochs=6", "--warmup-epochs=2", "--start_epoch=4", f"--output_dir={tmp_path / 'b'}")
+    assert [record["train_lr"] for record in read_log(tmp_path / "b")] == pytest.approx(expected[4:], rel=1e-12)
+
+
+def test_gradients_are_clipped_at_their_true_size_under_a_loss_scale(digits_folder, short_run, tmp_path, monkeypatch):
+    """With float16's scaled loss the clipping sees unscaled gradients: those of full precision, nearly."""
+    norms = {}
+    for amp in ("none", "fp16"):
+        seen = norms.setdefault(amp, [])
+
+        def record(parameters, seen=seen):
+            seen.append(torch.cat([p.grad.flatten().float() for p in parameters]).norm().item())
+
+        monkeypatch.setattr("optim.build_clipping", lambda cfg, record=record: record)
+        short_run(f"--amp={amp}", "--epochs=1", f"--output_dir={tmp_path / amp}")
+    assert norms["fp16"][:2] == pytest.approx(norms["none"][:2], rel=0.05)
+
+
+def test_first_epoch_is_the_best_so_far_whatever_its_accuracy(tmp_path):
+    state = checkpoint.TrainState(net=None, ema=None, optimizer=None, scheduler=None, scaler=None)
+    assert engine._keep_best(state, {"test_acc1": 0.0, "test_ema_acc1": 0.0}) == (True, True)
+    assert engine._keep_best(state, {"test_acc1": 0.0, "test_ema_acc1": 0.0}) == (False, False)
+    assert engine._keep_best(state, {"test_acc1": 3.0}) == (True, False) and state.best_acc1 == 3.0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--model=vit_tiny_patch16_224"], "does not take images of --input-size 32"),
+        (["--model-kwargs", "dims=[1]"], "does not take an option given to it"),
+        (["--model=recnext_m0.foo"], "recnext_m0.foo"),
+        (["--model=recnext_mo"], "did you mean recnext_m"),
+        (["--opt=adamm"], "did you mean"),
+        (["--opt=adahessian"], "second derivatives"),
+        (["--distillation-type=hard", "--teacher-model=nonet"], "--teacher-model nonet"),
+    ],
+)
+def test_models_and_optimisers_that_cannot_be_used_are_refused_in_one_line(short_run, tmp_path, flags, words):
+    with pytest.raises(InputError, match=re.escape(words)):
+        short_run(*flags, f"--output_dir={tmp_path}")
+    assert not (tmp_path / "log.txt").exists()
 
 
 def test_divergence_is_named_with_its_place_and_cure(short_run, tmp_path):

@@ -1,4 +1,4 @@
-"""torchrun for clusters: hands SIGUSR1 and SIGTERM on to the training processes, and ends with their exit code.
+"""torchrun that hands SIGUSR1 and SIGTERM on to the training processes, and ends with their exit code and without a report of its own.
 
     python tools/launch.py <torchrun's flags> main.py <main.py's flags>
 
@@ -10,6 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
+from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
@@ -33,8 +34,13 @@ def main() -> int:
         codes = [failure.exitcode for failure in error.failures.values()]
         if STOPPED in codes:
             return STOPPED
-        sys.stderr.write(f"{error}\n")
-        return error.get_first_failure()[1].exitcode
+        rank, failure = error.get_first_failure()
+        if failure.exitcode > 0:  # it has named the cause itself
+            return failure.exitcode
+        sys.stderr.write(f"error: process {rank} was ended by signal {-failure.exitcode}; out of memory? The others were stopped\n")
+        return 128 - failure.exitcode
+    except SignalException as error:
+        return 128 + error.sigval
     return 0
 
 

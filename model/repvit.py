@@ -1,0 +1,154 @@
+"""RepViT-M0.6, the size below timm's RepViTs: a mobile convnet with the block structure of a vision transformer.
+
+Paper: RepViT: Revisiting Mobile CNN From ViT Perspective (https://arxiv.org/abs/2307.09283)
+Source: https://github.com/THU-MIG/RepViT (Apache-2.0); state-dict names are the published ones, which timm's RepViT has renamed.
+"""
+
+from timm.layers import SqueezeExcite, calculate_drop_path_rates
+from torch import Tensor, nn
+
+from model.layers import (
+    LEVIT_CONV_NAMES,
+    LEVIT_HEAD_NAMES,
+    ChannelScale,
+    ConvNorm,
+    NormLinear,
+    PooledNet,
+    Residual,
+    add_identity_and_1x1,
+    average_heads,
+    fold_norm_after,
+    pretrained_cfg,
+    register,
+)
+
+
+def _conv_norm(in_chs: int, out_chs: int, kernel_size: int = 1, **settings) -> ConvNorm:
+    return ConvNorm(in_chs, out_chs, kernel_size, names=LEVIT_CONV_NAMES, **settings)
+
+
+class RepVGGDW(nn.Module):
+    """BatchNorm of the sum of depthwise 3x3 and 1x1 convolutions and the input: (B, dim, H, W) -> (B, dim, H, W)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.conv = _conv_norm(dim, dim, 3, groups=dim)
+        self.conv1 = ChannelScale(dim)
+        self.bn = nn.BatchNorm2d(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x) + self.conv1(x) + x)
+
+    def fuse(self) -> nn.Conv2d:
+        return fold_norm_after(add_identity_and_1x1(self.conv.fuse(), self.conv1), self.bn)
+
+
+class Block(nn.Module):
+    """Token mixer with optional squeeze-excite, then a residual MLP: (B, in_chs, H, W) -> (B, out_chs, H / stride, W / stride)."""
+
+    def __init__(self, in_chs: int, out_chs: int, *, use_se: bool, stride: int, drop_path_rate: float):
+        super().__init__()
+        se = SqueezeExcite(in_chs, rd_ratio=0.25) if use_se else nn.Identity()
+        if stride == 2:
+            self.token_mixer = nn.Sequential(_conv_norm(in_chs, in_chs, 3, stride=2, groups=in_chs), se, _conv_norm(in_chs, out_chs))
+        else:
+            self.token_mixer = nn.Sequential(RepVGGDW(in_chs), se)
+        mlp = nn.Sequential(_conv_norm(out_chs, 2 * out_chs), nn.GELU(), _conv_norm(2 * out_chs, out_chs, norm_init=0.0))
+        self.channel_mixer = Residual(mlp, drop_path_rate=drop_path_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.channel_mixer(self.token_mixer(x))
+
+
+class Classifier(nn.Module):
+    """Class head and, with `distillation`, distillation head: (B, dim) -> (B, num_classes), the mean of both.
+
+    While training with `distillation` it returns the pair (class logits, distillation logits)."""
+
+    def __init__(self, dim: int, num_classes: int, *, distillation: bool):
+        super().__init__()
+        self.num_classes = num_classes
+        self.distillation = distillation
+        self.classifier = NormLinear(dim, num_classes, names=LEVIT_HEAD_NAMES) if num_classes > 0 else nn.Identity()
+        if distillation:
+            self.classifier_dist = NormLinear(dim, num_classes, names=LEVIT_HEAD_NAMES) if num_classes > 0 else nn.Identity()
+
+    def forward(self, x: Tensor):
+        if not self.distillation or self.num_classes == 0:
+            return self.classifier(x)
+        logits, logits_dist = self.classifier(x), self.classifier_dist(x)
+        return (logits, logits_dist) if self.training else (logits + logits_dist) / 2
+
+    def fuse(self) -> nn.Module:
+        if self.num_classes == 0:
+            return nn.Identity()
+        head = self.classifier.fuse()
+        return average_heads(head, self.classifier_dist.fuse()) if self.distillation else head
+
+
+class RepViT(PooledNet):
+    """RepViT: (B, in_chans, H, W) -> (B, num_classes), for H and W from 32 up.
+
+    `blocks` lists each block's (channels, squeeze-excite, stride); `drop_path_rate` is reached by the last one, linearly from 0."""
+
+    def __init__(
+        self,
+        *,
+        blocks: tuple[tuple[int, int, int], ...],
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        distillation: bool = False,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        global_pool: str = "avg",
+    ):
+        stage_ends = [i for i in range(1, len(blocks)) if blocks[i][2] == 2] + [len(blocks)]
+        features = [(blocks[end - 1][0], 4 * 2**i, f"features.{end}", end + 1) for i, end in enumerate(stage_ends)]
+        super().__init__(in_chans=in_chans, features=features, num_features=blocks[-1][0], distillation=distillation)
+        dim = blocks[0][0]
+        layers = [nn.Sequential(_conv_norm(in_chans, dim // 2, 3, stride=2), nn.GELU(), _conv_norm(dim // 2, dim, 3, stride=2))]
+        rates = calculate_drop_path_rates(drop_path_rate, len(blocks))
+        for (out_chs, use_se, stride), rate in zip(blocks, rates, strict=True):
+            layers.append(Block(dim, out_chs, use_se=bool(use_se), stride=stride, drop_path_rate=rate))
+            dim = out_chs
+        self.features = nn.Sequential(*layers)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.reset_classifier(num_classes, global_pool)
+
+    def trunk(self) -> list[nn.Module]:
+        return list(self.features)
+
+    def cut_trunk(self, length: int) -> None:
+        self.features = self.features[:length]
+
+    def _build_heads(self, num_classes: int) -> tuple[nn.Module, ...]:
+        self.classifier = Classifier(self.num_features, num_classes, distillation=self.distillation)
+        return (self.classifier,)
+
+    def get_classifier(self) -> nn.Module:
+        return self.classifier
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, num_features, h, w): the last block's feature map."""
+        return self.features(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False):
+        """Logits of a feature map or, with `pre_logits`, its pooled features (B, num_features)."""
+        if self.global_pool == "avg":
+            x = x.mean((2, 3))
+        x = self.head_drop(x)
+        return x if pre_logits else self.classifier(x)
+
+
+# fmt: off
+VARIANTS = {  #               channels, squeeze-excite, stride
+    "repvit_m0_6": {"blocks": (
+        (40, 1, 1), (40, 0, 1),
+        (80, 0, 2), (80, 1, 1), (80, 0, 1),
+        (160, 0, 2), *((160, 1, 1), (160, 0, 1)) * 4, (160, 0, 1),
+        (320, 0, 2), (320, 1, 1),
+    )},
+}
+# fmt: on
+PRETRAINED = {name: pretrained_cfg("features.0.0.c", ("classifier.classifier.l", "classifier.classifier_dist.l")) for name in VARIANTS}
+register(VARIANTS, RepViT, PRETRAINED)
