@@ -1,19 +1,22 @@
 """Image transforms (timm's, repaired where they break) and mixup / CutMix with their random generator as an argument."""
 
 import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
-from timm.data.auto_augment import AugmentOp
+from timm.data.auto_augment import AugmentOp, AutoAugment, RandAugment
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision import transforms
 
+import pixels
 from config import Config
 from errors import InputError
 from keys import Key, Plan, restored_generators, seeded
@@ -29,22 +32,82 @@ def crop_pct(cfg: Config) -> float:
     return 0.875 if cfg.input_size > SMALL_INPUT else 1.0
 
 
-def eval_transform(input_size: int, crop: float) -> transforms.Compose:
-    """Short side to input_size / crop, bicubic, centre crop: PIL image -> (3, input_size, input_size) normalised float32."""
-    return transforms.Compose(
-        [
-            transforms.Resize(int(input_size / crop), interpolation=transforms.InterpolationMode.BICUBIC),
-            transforms.CenterCrop(input_size),
-            transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
-        ]
-    )
+class Erased(NamedTuple):
+    """Boxes of a batch that random erasing fills, and with what.
+
+    boxes (K, 5) int64: index in the batch, top, left, height, width; fill float32, flat: the boxes' normalised (3, height, width)
+    one after the other."""
+
+    boxes: Tensor
+    fill: Tensor
 
 
-def train_transform(cfg: Config) -> transforms.Compose:
-    """The recipe's augmentation: PIL image -> (3, input_size, input_size) normalised float32. InputError where --aa is no policy."""
+def gather_erased(per_image: list[list[tuple[tuple[int, int, int, int], Tensor]]]) -> Erased:
+    """What `Transform.draw` found for each image of a batch, for the whole batch."""
+    boxes = [(i, *box) for i, erased in enumerate(per_image) for box, _ in erased]
+    fills = [fill.flatten() for erased in per_image for _, fill in erased]
+    return Erased(torch.tensor(boxes, dtype=torch.int64).view(-1, 5), torch.cat(fills) if fills else torch.empty(0))
+
+
+@functools.cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.tensor(MEAN, device=device).view(3, 1, 1), torch.tensor(STD, device=device).view(3, 1, 1)
+
+
+def finish(images: Tensor, erased: Erased) -> Tensor:
+    """Normalised float32 images (B, 3, H, W), with boxes erased, of uint8 ones; on their device, where `erased.fill` must be too."""
+    mean, std = _statistics(images.device)
+    finished = images.to(torch.float32).div_(255).sub_(mean).div_(std)
+    start = 0
+    for i, top, left, height, width in erased.boxes.tolist():
+        stop = start + 3 * height * width
+        finished[i, :, top : top + height, left : left + width] = erased.fill[start:stop].view(3, height, width)
+        start = stop
+    return finished
+
+
+AnyImage = Tensor | pixels.Encoded
+
+
+@dataclass(frozen=True)
+class Transform:
+    """From a decoded image to a network's input: `parts` on the image, then random erasing and normalisation.
+
+    `is_fast`: the parts take images as `pixels` has them, in place of PIL's."""
+
+    parts: transforms.Compose
+    erasing: RandomErasing | None
+    is_fast: bool
+
+    def open(self, image: Image.Image | AnyImage) -> Image.Image | AnyImage:
+        """The image as the parts take it."""
+        return pixels.from_pil(image) if self.is_fast and isinstance(image, Image.Image) else image
+
+    def draw(self, image: Image.Image | AnyImage) -> tuple[Tensor, list[tuple[tuple[int, int, int, int], Tensor]]]:
+        """uint8 pixels (3, H, W), laid out (H, W, 3), and what is to be erased: boxes (top, left, height, width) with their fill."""
+        image = self.parts(self.open(image))
+        image = image if self.is_fast else pixels.from_pil(image)
+        return image, _draw_erased(self.erasing, image) if self.erasing is not None else []
+
+    def __call__(self, image: Image.Image | AnyImage) -> Tensor:
+        """Normalised float32 (3, H, W)."""
+        image, erased = self.draw(image)
+        return finish(image.unsqueeze(0), gather_erased([erased]))[0]
+
+
+def eval_transform(input_size: int, crop: float, loader: str = "fast") -> Transform:
+    """Short side to input_size / crop, bicubic, centre crop: image -> (3, input_size, input_size) normalised float32."""
+    short_side = int(input_size / crop)
+    if loader == "fast":
+        return Transform(transforms.Compose([pixels.ResizedCenterCrop(short_side, input_size)]), None, is_fast=True)
+    to_size = transforms.Resize(short_side, interpolation=transforms.InterpolationMode.BICUBIC)
+    return Transform(transforms.Compose([to_size, transforms.CenterCrop(input_size)]), None, is_fast=False)
+
+
+def train_transform(cfg: Config) -> Transform:
+    """The recipe's augmentation: image -> (3, input_size, input_size) normalised float32. InputError where --aa is no policy."""
     try:
-        transform = create_transform(
+        spatial, color, final = create_transform(
             cfg.input_size,
             is_training=True,
             hflip=cfg.hflip,
@@ -56,28 +119,57 @@ def train_transform(cfg: Config) -> transforms.Compose:
             re_prob=0.0 if cfg.three_augment else cfg.reprob,
             re_mode=cfg.remode,
             re_count=cfg.recount,
+            separate=True,
         )
     except (AssertionError, KeyError, ValueError) as error:
         raise InputError(f"--aa {cfg.aa} is no policy timm knows ({error}); write for example rand-m9-mstd0.5-inc1, or none") from error
+    parts = transforms.Compose([*spatial.transforms, *color.transforms])
     if cfg.input_size <= SMALL_INPUT:
         to_size = transforms.Resize(cfg.input_size, interpolation=transforms.InterpolationMode.BICUBIC)
-        transform.transforms[0] = transforms.Compose([to_size, transforms.RandomCrop(cfg.input_size, padding=4)])
-    _guard_posterize(transform)
-    return transform
+        parts.transforms[:1] = [to_size, transforms.RandomCrop(cfg.input_size, padding=4)]
+    _guard_posterize(parts)
+    if cfg.loader == "fast":
+        parts.transforms = [_fast(part) for part in parts.transforms]
+    erasing = next((part for part in final.transforms if isinstance(part, RandomErasing)), None)
+    return Transform(parts, erasing, is_fast=cfg.loader == "fast")
+
+
+FAST_KINDS = {
+    RandomResizedCropAndInterpolation: pixels.RandomResizedCrop,
+    transforms.Resize: pixels.Resize,
+    transforms.RandomHorizontalFlip: pixels.RandomHorizontalFlip,
+    transforms.ColorJitter: pixels.ColorJitter,
+    transforms.RandomCrop: transforms.RandomCrop,
+    RandAugment: RandAugment,
+    AutoAugment: AutoAugment,
+}
+
+
+def _fast(part):
+    """`part` with the same settings and draws, for images as `pixels` has them."""
+    if type(part) not in FAST_KINDS:
+        return pixels.ThroughPil(part)
+    part.__class__ = FAST_KINDS[type(part)]
+    if isinstance(part, RandAugment | AutoAugment):
+        for op in _augment_ops([part]):
+            op.aug_fn = pixels.kernel_for(op.name, op.aug_fn)
+    if isinstance(part, RandAugment):
+        part.ops = np.array(part.ops, dtype=object)  # numpy would convert the list anew at each draw
+    return part
 
 
 def _guard_posterize(transform: transforms.Compose) -> None:
     """Make timm's posterize accept 0 bits, which its RandAugment draws once in 700 images and Pillow 13 refuses."""
-    for op in _augment_ops(transform):
+    for op in _augment_ops(transform.transforms):
         if op.name.startswith("Posterize"):
             op.aug_fn = _Posterize(op.aug_fn)
 
 
-def _augment_ops(transform: transforms.Compose) -> list[AugmentOp]:
-    """All ops of the RandAugment, AutoAugment or AugMix inside `transform`."""
+def _augment_ops(parts: list) -> list[AugmentOp]:
+    """All ops of the RandAugment, AutoAugment or AugMix among the parts of a transform."""
     ops = []
-    for part in transform.transforms:
-        ops += getattr(part, "ops", [])
+    for part in parts:
+        ops += list(getattr(part, "ops", []))
         ops += [op for policy in getattr(part, "policy", []) for op in policy]
     return ops
 
@@ -94,26 +186,25 @@ class _Posterize:
         return self.aug_fn(image, bits_to_keep, **kwargs)
 
 
-def describe(key: Key, *, plan: Plan, transform: transforms.Compose, image: Image.Image) -> dict:
-    """What the training transform draws for `key`, without changing what it draws.
+def describe(key: Key, *, plan: Plan, transform: Transform, image: Image.Image | AnyImage) -> dict:
+    """What the training transform draws for `key`, without changing what it draws; the same with either loader.
 
     box: (top, left, height, width) of the crop, in pixels of `image` (of its padded form for inputs up to 32 pixels);
     flip: whether mirrored; ops: (name, arguments) of each RandAugment op in order; erased: (top, left, height, width) of each
     erased box, in pixels of the input."""
     drawn = {"box": None, "flip": False, "ops": [], "erased": []}
-    transform = copy.deepcopy(transform)
-    for op in _augment_ops(transform):
+    parts = copy.deepcopy(transform.parts.transforms)
+    for op in _augment_ops(parts):
         op.aug_fn = _Recorder(op.name, op.aug_fn, drawn["ops"])
+    image = transform.open(image)
     with seeded(plan.sample_words(key.epoch, key.sample, key.repeat)):
-        parts = list(transform.transforms)
-        while parts:
-            part = parts.pop(0)
-            if isinstance(part, transforms.Compose):
-                parts = [*part.transforms, *parts]
-                continue
+        for part in parts:
             with restored_generators():
                 drawn |= _peek(part, image)
             image = part(image)
+        if transform.erasing is not None:
+            image = image if transform.is_fast else pixels.from_pil(image)
+            drawn["erased"] = [box for box, _ in _draw_erased(transform.erasing, image)]
     return drawn
 
 
@@ -125,11 +216,14 @@ def _peek(part, image) -> dict:
         return {"box": tuple(part.get_params(transforms.functional.pad(image, part.padding), part.size))}
     if isinstance(part, transforms.RandomHorizontalFlip):
         return {"flip": bool(torch.rand(1) < part.p)}
-    if isinstance(part, RandomErasing):
-        canvas = _Canvas(image)
-        part(canvas)
-        return {"erased": canvas.boxes}
     return {}
+
+
+def _draw_erased(erasing: RandomErasing, image: Tensor) -> list[tuple[tuple[int, int, int, int], Tensor]]:
+    """Boxes (top, left, height, width) that `erasing` draws for the image (3, H, W), each with its fill (3, height, width)."""
+    canvas = _Canvas(image)
+    erasing(canvas)
+    return canvas.erased
 
 
 @dataclass(frozen=True)
@@ -146,15 +240,18 @@ class _Recorder:
 
 
 class _Canvas:
-    """Stands in for an image tensor (C, H, W) and notes which boxes are assigned to."""
+    """Stands in for a normalised image tensor (C, H, W) and notes which boxes are assigned to, and what."""
+
+    dtype = torch.float32
 
     def __init__(self, image: Tensor):
-        self.size, self.dtype = image.size, image.dtype
-        self.boxes = []
+        self.size = image.size
+        self.erased = []
 
-    def __setitem__(self, index: tuple[slice, slice, slice], pixels: Tensor) -> None:
+    def __setitem__(self, index: tuple[slice, slice, slice], fill: Tensor) -> None:
         _, rows, columns = index
-        self.boxes.append((rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start))
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        self.erased.append(((rows.start, columns.start, height, width), fill.expand(-1, height, width)))
 
 
 @dataclass(frozen=True)

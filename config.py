@@ -6,6 +6,7 @@ Nothing here imports torch, so that `python main.py --help` answers at once.
 import argparse
 import dataclasses
 import difflib
+import json
 import math
 import types
 import typing
@@ -117,6 +118,18 @@ class Config:
     teacher_path: str | None = setting(
         "https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth", "its weights: file, URL or hf-hub:name; none: timm's own"
     )
+    teacher_labels: str | None = setting(None, "folder in which the teacher's labels are stored, for this run and others of the same data and augmentation")
+    teacher_labels_mode: str = setting(
+        "auto",
+        "read: stored labels alone, the teacher is never built; auto: the teacher where labels are missing, which are then stored; write: the teacher "
+        "everywhere; verify: auto, and one group in 16 compared with the teacher; off: as without a folder",
+        choices=("off", "auto", "read", "write", "verify"),
+    )
+    teacher_topk: int | None = setting(
+        None,
+        "soft distillation from the K highest of the teacher's log-probabilities and the sum of the others: not exact, but small enough to store",
+        at_least=1,
+    )
     # fine-tuning
     finetune: str | None = setting(None, "weights to start from: file, URL or hf-hub:name; heads of another shape are dropped")
     set_bn_eval: bool = setting(False, "train with BatchNorm's statistics frozen")
@@ -133,6 +146,9 @@ class Config:
     )
     data_seed: int = setting(0, "seed of order, augmentation and mixing", at_least=0, at_most=2**63 - 1)
     crop_pct: float | None = setting(None, "part of the resized short side that evaluation crops (default 0.875; 1 up to 32 pixels)", above=0, at_most=1)
+    loader: str = setting(
+        "fast", "decoder, resizing and RandAugment kernels: OpenCV, simplejpeg and torch, or Pillow; the same draws", choices=("fast", "reference")
+    )
     num_workers: int | None = setting(None, "loader processes per training process (default: as many as there are cores for, at most 10)", at_least=0)
     pin_mem: bool = setting(True, "page-locked batches, for faster copies to a GPU")
 
@@ -140,6 +156,11 @@ class Config:
     def distillation(self) -> str:
         """The distillation type in force: `none`, `soft` or `hard`."""
         return self.distillation_type or ("none" if self.finetune else "hard")
+
+    @property
+    def labels_mode(self) -> str:
+        """What the run does with stored labels of its teacher; `off` where no folder is given."""
+        return self.teacher_labels_mode if self.teacher_labels else "off"
 
     @property
     def is_mixing(self) -> bool:
@@ -203,6 +224,8 @@ def _convert(field: dataclasses.Field, value):
         if value is not None and not (isinstance(value, dict) and all(isinstance(key, str) for key in value)):
             raise ValueError(f"{value!r} is not a mapping of names to values")
         return value
+    if value is False and "off" in (field.metadata["choices"] or ()):
+        return "off"  # as YAML reads it
     if value is None or (isinstance(value, str) and value.lower() == "none" and "none" not in (field.metadata["choices"] or ())):
         if not _is_optional(field):
             raise ValueError("needs a value")
@@ -367,9 +390,43 @@ def parse(argv: list[str]) -> tuple[Config, list[str]]:
     for name, value in given.items():
         value = dict(value) if _value_type(FIELDS[name]) is dict else value
         settings[name] = _setting(name, value, where=_flags(name)[0])
-    cfg = Config(**settings)
+    adopted = _adopted(settings)
+    cfg = Config(**settings, **adopted)
     validate(cfg)
-    return cfg, notes
+    return cfg, notes + [f"--{name.replace('_', '-')} {value}, as in {cfg.teacher_labels}" for name, value in adopted.items()]
+
+
+LABELS_MANIFEST = "manifest.json"
+ADOPTED = ("repeated_aug", "mix_group_size", "mix_lanes")
+
+
+def read_manifest(folder: str | Path) -> dict | None:
+    """What the labels stored in `folder` were made for; None where there are none. InputError where the file is damaged."""
+    path = Path(folder).expanduser() / LABELS_MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if all(
+            isinstance(manifest[part], kind)
+            for part, kind in (("format", str), ("settings", dict), ("fingerprint", dict), ("canary", list), ("versions", dict))
+        ):
+            return manifest
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): choose another --teacher-labels folder") from error
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise InputError(f"{path} is damaged: restore it from a copy, or store labels anew in another --teacher-labels folder")
+
+
+def _adopted(settings: dict) -> dict:
+    """The order of the data that stored labels were made for, as far as `settings` leave it open and differ from the defaults."""
+    folder, mode = settings.get("teacher_labels"), settings.get("teacher_labels_mode", FIELDS["teacher_labels_mode"].default)
+    manifest = read_manifest(folder) if folder and mode != "off" and not settings.get("eval") else None
+    if manifest is None:
+        return {}
+    stored = {name: _setting(name, manifest["settings"].get(name), where=f"{folder}/{LABELS_MANIFEST}: {name}") for name in ADOPTED}
+    return {name: value for name, value in stored.items() if name not in settings and value != FIELDS[name].default}
 
 
 def validate(cfg: Config) -> None:
@@ -405,6 +462,19 @@ def validate(cfg: Config) -> None:
             bool(RESERVED & set(cfg.model_kwargs or {})),
             f"--model-kwargs cannot set {', '.join(sorted(RESERVED & set(cfg.model_kwargs or {})))}: other flags and the data do",
         ),
+        (
+            cfg.labels_mode != "off" and cfg.distillation == "none" and not cfg.eval,
+            "--teacher-labels holds labels to distil from, and this run does not distil: add --distillation-type hard, or drop it",
+        ),
+        (
+            cfg.teacher_labels_mode in ("read", "write", "verify") and not cfg.teacher_labels,
+            f"--teacher-labels-mode {cfg.teacher_labels_mode} needs a folder: add --teacher-labels DIR",
+        ),
+        (
+            cfg.labels_mode != "off" and cfg.distillation == "soft" and cfg.teacher_topk is None,
+            "--teacher-labels stores part of the logits of soft distillation: say how many with --teacher-topk (16, for example; not exact), or distil hard",
+        ),
+        (cfg.teacher_topk is not None and cfg.distillation != "soft" and not cfg.eval, "--teacher-topk is for --distillation-type soft: drop one of them"),
         (bool(cfg.finetune) and cfg.pretrained, "--finetune and --pretrained both say what to start from: drop one of them"),
     ]
     for is_wrong, message in rules:

@@ -4,46 +4,82 @@ Run from the project's root, this file hides the Hugging Face package of the sam
 
 import io
 import json
+import multiprocessing
 import os
 import re
 import signal
 import tarfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.datasets import CIFAR100, ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 import augment
+import pixels
 from config import Config
 from errors import InputError
 from keys import Key, KeyedBatchSampler, Plan, build_plan, fit_batch_size, seeded
-from utils import Rank, log
+from utils import Rank, log, prefetched
+
+
+class Names(Sequence):
+    """Texts in two arrays. A list of a million strings would be copied, page by page, into every loader process that counts
+    references to them."""
+
+    def __init__(self, texts: Iterable[str]):
+        encoded = [os.fsencode(text) for text in texts]
+        self._bytes = b"".join(encoded)
+        self._ends = np.cumsum([0, *map(len, encoded)])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        index = range(len(self))[index]
+        return os.fsdecode(self._bytes[self._ends[index] : self._ends[index + 1]])
 
 
 class Images(Sequence):
-    """Labelled images: `images[i]` is (RGB PIL image, class index)."""
+    """Labelled images: `images[i]` is (RGB PIL image, class index).
 
-    def __init__(self, samples: list, targets: list[int], classes: list[str], open_image):
+    `open_image` makes the PIL image of a sample; `read_bytes`, where samples are files, reads one for a decoder of its own."""
+
+    def __init__(self, samples: Sequence, targets: Sequence[int], classes: list[str], open_image: Callable, read_bytes: Callable | None = None):
         self.samples = samples
-        self.targets = targets
+        self.targets = np.asarray(targets, dtype=np.int32)
         self.classes = classes
         self._open_image = open_image
+        self._read_bytes = read_bytes
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self._open_image(self.samples[index]), self.targets[index]
+        return self._open_image(self.samples[index]), int(self.targets[index])
 
-    def part(self, indices: np.ndarray) -> "Images":
+    def open(self, index: int, *, is_fast: bool) -> Image.Image | Tensor | pixels.Encoded:
+        """The image as the loaders' transforms take it."""
+        if not is_fast:
+            return self[index][0]
+        sample = self.samples[index]
+        if self._read_bytes is None:
+            return pixels.from_pil(self._open_image(sample))
+        return pixels.Encoded(self._read_bytes(sample), lambda: self._open_image(sample))
+
+    def part(self, indices: Sequence[int]) -> "Images":
         """The images at `indices`, in that order, with all classes."""
-        return Images([self.samples[i] for i in indices], [self.targets[i] for i in indices], self.classes, self._open_image)
+        chosen = [self.samples[i] for i in indices]
+        samples = Names(chosen) if isinstance(self.samples, Names) else chosen
+        return Images(samples, self.targets[np.asarray(indices)], self.classes, self._open_image, self._read_bytes)
 
 
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises for files that are no images
@@ -62,6 +98,15 @@ def open_file(path: str) -> Image.Image:
     try:
         return decode(path)
     except UNREADABLE as error:
+        raise InputError(f"{path} cannot be read as an image ({error}): replace or remove it") from error
+
+
+def read_file(path: str) -> bytes:
+    """Content of a file; InputError naming it if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
         raise InputError(f"{path} cannot be read as an image ({error}): replace or remove it") from error
 
 
@@ -87,7 +132,7 @@ def open_folder(path: Path) -> Images:
             ) from error
         empty = re.search(r"for the classes (.*?)\. Supported", str(error))
         raise InputError(f"{path}: no image in the class folders {empty[1] if empty else ''}: fill or remove them") from error
-    return Images([file for file, _ in folder.samples], list(folder.targets), folder.classes, open_file)
+    return Images(Names(file for file, _ in folder.samples), folder.targets, folder.classes, open_file, read_file)
 
 
 @dataclass(frozen=True)
@@ -100,12 +145,36 @@ class TarMember:
     size: int
 
 
-def open_tar_member(member: TarMember) -> Image.Image:
-    """The RGB image at `member`; InputError naming it if it cannot be decoded."""
+class TarMembers(Sequence):
+    """Members of a tar, in arrays (see `Names`)."""
+
+    def __init__(self, members: Sequence[TarMember]):
+        self._tar = members[0].tar
+        self._names = Names(member.name for member in members)
+        self._offsets = np.array([member.offset for member in members])
+        self._sizes = np.array([member.size for member in members])
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> TarMember:
+        return TarMember(self._tar, self._names[index], int(self._offsets[index]), int(self._sizes[index]))
+
+
+def read_tar_member(member: TarMember) -> bytes:
+    """Bytes of `member`; InputError naming it if they cannot be read."""
     try:
         with open(member.tar, "rb") as file:
             file.seek(member.offset)
-            return decode(io.BytesIO(file.read(member.size)))
+            return file.read(member.size)
+    except OSError as error:
+        raise InputError(f"{member.tar}: {member.name} cannot be read as an image ({error}): is the tar still there?") from error
+
+
+def open_tar_member(member: TarMember) -> Image.Image:
+    """The RGB image at `member`; InputError naming it if it cannot be decoded."""
+    try:
+        return decode(io.BytesIO(read_tar_member(member)))
     except UNREADABLE as error:
         raise InputError(f"{member.tar}: {member.name} cannot be read as an image ({error}): replace or remove it") from error
 
@@ -126,7 +195,7 @@ def open_tar(path: Path) -> Images:
     if not members or "" in classes:
         raise InputError(f"{path} holds no images in class folders: it must be a tar of class folders")
     index = {name: i for i, name in enumerate(classes)}
-    return Images(members, [index[name] for name in names], classes, open_tar_member)
+    return Images(TarMembers(members), [index[name] for name in names], classes, open_tar_member, read_tar_member)
 
 
 def open_part(root: Path, name: str) -> Images | None:
@@ -170,7 +239,7 @@ def open_cifar(cfg: Config) -> tuple[Images, Images]:
         parts = [CIFAR100(str(Path(cfg.data_path).expanduser()), train=is_training) for is_training in (True, False)]
     except (RuntimeError, OSError) as error:
         raise InputError(f"--data-path {cfg.data_path} holds no complete cifar-100-python/ ({error}): unpack cifar-100-python.tar.gz there") from error
-    return tuple(Images(list(part.data), part.targets, part.classes, Image.fromarray) for part in parts)
+    return tuple(Images(part.data, part.targets, part.classes, Image.fromarray) for part in parts)
 
 
 def open_inat(cfg: Config, year: int) -> tuple[Images, Images]:
@@ -193,7 +262,7 @@ def _inat_part(root: Path, listing: dict, labels: dict, classes: list[str]) -> I
     files = {image["id"]: image["file_name"] for image in listing["images"]}
     index = {name: i for i, name in enumerate(classes)}
     samples = [_inat_path(root, files[annotation["image_id"]]) for annotation in listing["annotations"]]
-    return Images(samples, [index[labels[annotation["category_id"]]] for annotation in listing["annotations"]], classes, open_file)
+    return Images(Names(samples), [index[labels[annotation["category_id"]]] for annotation in listing["annotations"]], classes, open_file, read_file)
 
 
 def _inat_path(root: Path, name: str) -> str:
@@ -227,13 +296,18 @@ def load_digits() -> tuple[Images, Images]:
     digits = load()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
     samples = [Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC).convert("RGB") for image in pixels]
-    every = Images(samples, digits.target.tolist(), [str(name) for name in digits.target_names], lambda image: image)
+    every = Images(samples, digits.target, [str(name) for name in digits.target_names], lambda image: image)
     kept, held_out = stratified_split(every.targets, DIGITS_HELD_OUT)
     return every.part(kept), every.part(held_out)
 
 
 def open_images(cfg: Config) -> tuple[Images | None, Images]:
-    """Training and validation images of --data-set; for an evaluation the former may be missing."""
+    """Training and validation images of --data-set; for an evaluation the former may be missing.
+
+    InputError where there are none, or where --loader cannot run here."""
+    if cfg.loader == "fast":
+        pixels.require()
+        pixels.prepare_process()
     return {
         "DIGITS": load_digits,
         "IMNET": lambda: open_folders(cfg),
@@ -244,46 +318,160 @@ def open_images(cfg: Config) -> tuple[Images | None, Images]:
     }[cfg.data_set]()
 
 
-class TrainingSet(Dataset):
-    """Augmented images by key: (normalised float32 (3, H, W), class index, position)."""
+class Batch(NamedTuple):
+    """A micro-batch of training images.
 
-    def __init__(self, images: Images, transform, plan: Plan):
+    images (B, 3, H, W): normalised float32, or uint8 on its way to a device that will finish them; targets (B,) class indices;
+    positions (B,) in the epoch; pixel_hashes (B,) int64, of the uint8 images before erasing; erased: what is still to be erased;
+    num_fallbacks: images that the fast decoder could not decode."""
+
+    images: Tensor
+    targets: Tensor
+    positions: Tensor
+    pixel_hashes: Tensor | None = None
+    erased: augment.Erased | None = None
+    num_fallbacks: int = 0
+
+
+PREFETCH = 2  # batches that a DataLoader has each of its processes work ahead
+
+
+class _Rooms:
+    """Memory for a loader process's batches, shared with its parent, that takes turns: fresh pages cost more than filling them.
+
+    A process is at most `PREFETCH` batches ahead of the one that its parent has just taken, and is copying (see `_ready`)."""
+
+    def __init__(self):
+        self._storages: list[torch.UntypedStorage] = []
+        self._turn = 0
+
+    def next(self, num_bytes: int) -> torch.UntypedStorage:
+        """Room of at least `num_bytes`, that used longest ago."""
+        if self._storages and self._storages[0].nbytes() < num_bytes:
+            self._storages = []
+        if len(self._storages) < PREFETCH + 2:
+            self._storages.append(torch.UntypedStorage._new_shared(num_bytes))
+            return self._storages[-1]
+        self._turn = (self._turn + 1) % len(self._storages)
+        return self._storages[self._turn]
+
+
+class _LoadedSet(Dataset):
+    """Images that a loader's processes open and transform, written once into the batch that holds them.
+
+    `is_finished_here`: normalise and erase in the loader; else batches are uint8 and finished on the device. `reuses_memory`:
+    a batch of a loader's process is overwritten three batches later."""
+
+    def __init__(self, images: Images, transform: augment.Transform, *, is_finished_here: bool = True, reuses_memory: bool = False):
         self.images = images
         self.transform = transform
+        self.is_finished_here = is_finished_here
+        self._rooms = _Rooms() if reuses_memory else None
+
+    def _allocate(self, num_images: int, height: int, width: int) -> Tensor:
+        """Room for a batch (B, 3, H, W), laid out (B, H, W, 3); in a loader's process in memory shared with its parent."""
+        dtype = torch.float32 if self.is_finished_here else torch.uint8
+        shape, num_bytes = (num_images, height, width, 3), num_images * height * width * 3 * dtype.itemsize
+        if get_worker_info() is None:
+            return torch.empty(shape, dtype=dtype).permute(0, 3, 1, 2)
+        storage = torch.UntypedStorage._new_shared(num_bytes) if self._rooms is None else self._rooms.next(num_bytes)
+        return torch.empty(0, dtype=dtype).set_(storage, 0, shape).permute(0, 3, 1, 2)
+
+    def _fill(self, batch: Tensor | None, i: int, num_images: int, view: Tensor, erased: list) -> Tensor:
+        """Write the `i`-th of `num_images` views (3, H, W), uint8, into the batch, which the first one makes."""
+        if batch is None:
+            batch = self._allocate(num_images, *view.shape[1:])
+        batch[i] = augment.finish(view.unsqueeze(0), augment.gather_erased([erased]))[0] if self.is_finished_here else view
+        return batch
+
+
+class TrainingSet(_LoadedSet):
+    """Augmented images by key: (normalised float32 (3, H, W), class index, position), and whole batches of them."""
+
+    def __init__(self, images: Images, transform: augment.Transform, plan: Plan, *, is_finished_here: bool = True, reuses_memory: bool = False):
+        super().__init__(images, transform, is_finished_here=is_finished_here, reuses_memory=reuses_memory)
         self.plan = plan
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: Key):
-        image, target = self.images[key.sample]
+    def draw(self, key: Key) -> tuple[Tensor, list, bool]:
+        """uint8 pixels (3, H, W) of a view, what is to be erased of it, and whether Pillow had to decode it."""
+        image = self.images.open(key.sample, is_fast=self.transform.is_fast)
         with seeded(self.plan.sample_words(key.epoch, key.sample, key.repeat)):
-            return self.transform(image), target, key.position
+            view, erased = self.transform.draw(image)
+        return view, erased, getattr(image, "is_fallback", False)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int, int]:
+        view, erased, _ = self.draw(key)
+        image = augment.finish(view.unsqueeze(0), augment.gather_erased([erased]))[0]
+        return image, int(self.images.targets[key.sample]), key.position
+
+    def __getitems__(self, keys: list[Key]) -> Batch:
+        batch, hashes, all_erased, num_fallbacks = None, [], [], 0
+        for i, key in enumerate(keys):
+            view, erased, is_fallback = self.draw(key)
+            batch = self._fill(batch, i, len(keys), view, erased)
+            hashes.append(pixels.pixel_hash(view))
+            all_erased.append(erased)
+            num_fallbacks += is_fallback
+        targets = torch.from_numpy(self.images.targets[[key.sample for key in keys]].astype(np.int64))
+        positions, hashes = torch.tensor([key.position for key in keys]), torch.tensor(hashes)
+        erased = None if self.is_finished_here else augment.gather_erased(all_erased)
+        return Batch(batch, targets, positions, hashes, erased, num_fallbacks)
 
 
-class ValidationSet(Dataset):
-    """One process's share of the images, each in one process alone: (normalised float32 (3, H, W), class index)."""
+class ValidationSet(_LoadedSet):
+    """One process's share of the images, each in one process alone: (normalised float32 (3, H, W), class index), and batches."""
 
-    def __init__(self, images: Images, transform, rank: Rank):
-        self.images = images
-        self.transform = transform
+    def __init__(self, images: Images, transform: augment.Transform, rank: Rank, *, is_finished_here: bool = True, reuses_memory: bool = False):
+        super().__init__(images, transform, is_finished_here=is_finished_here, reuses_memory=reuses_memory)
         self.indices = range(rank.index, len(images), rank.world_size)
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int):
-        image, target = self.images[self.indices[index]]
-        return self.transform(image), target
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = self.images.open(self.indices[index], is_fast=self.transform.is_fast)
+        return self.transform(image), int(self.images.targets[self.indices[index]])
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        batch, num_fallbacks, chosen = None, 0, [self.indices[i] for i in indices]
+        for i, index in enumerate(chosen):
+            image = self.images.open(index, is_fast=self.transform.is_fast)
+            batch = self._fill(batch, i, len(chosen), *self.transform.draw(image))
+            num_fallbacks += getattr(image, "is_fallback", False)
+        targets = torch.from_numpy(self.images.targets[chosen].astype(np.int64))
+        return Batch(batch, targets, torch.tensor(chosen), erased=None if self.is_finished_here else augment.gather_erased([]), num_fallbacks=num_fallbacks)
+
+
+def _to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its images on `device` and finished, in memory that no loader process overwrites."""
+    images = batch.images.clone() if batch.images.is_shared() else batch.images
+    images, targets = images.to(device, non_blocking=True), batch.targets.to(device, non_blocking=True)
+    if batch.erased is not None:
+        images = augment.finish(images, batch.erased._replace(fill=batch.erased.fill.to(device, non_blocking=True)))
+    return batch._replace(images=images, targets=targets, erased=None)
+
+
+def _ready(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches on `device` and finished, the next one while the last is in use; says at the end what Pillow had to decode."""
+    num_fallbacks = num_images = 0
+    for batch in prefetched(batches, lambda batch: _to_device(batch, device), device):
+        num_fallbacks, num_images = num_fallbacks + batch.num_fallbacks, num_images + len(batch.targets)
+        yield batch
+    if num_fallbacks:
+        log.info("%d of %d images were no JPEGs that the fast decoder takes and were decoded by Pillow", num_fallbacks, num_images)
 
 
 @dataclass(frozen=True)
 class TrainLoader:
-    """Micro-batches (images, class indices, positions) of any epoch, from any step on."""
+    """Micro-batches of any epoch, from any step on."""
 
     loader: DataLoader
     sampler: KeyedBatchSampler
     plan: Plan
+    device: torch.device
 
     @property
     def num_steps(self) -> int:
@@ -295,10 +483,24 @@ class TrainLoader:
         """Images per optimiser step, over all processes."""
         return self.sampler.batch_size * self.sampler.accum_steps * self.sampler.world_size
 
-    def batches(self, epoch: int, first_step: int = 0):
-        """Iterator over the micro-batches of `epoch` from optimiser step `first_step` on."""
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The micro-batches of `epoch` from optimiser step `first_step` on."""
         self.sampler.start(epoch=epoch, step=first_step)
-        return iter(self.loader)
+        return _ready(iter(self.loader), self.device)
+
+
+@dataclass(frozen=True)
+class ValLoader:
+    """Batches (images, targets) of a process's share of the validation images."""
+
+    loader: DataLoader
+    device: torch.device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((batch.images, batch.targets) for batch in _ready(iter(self.loader), self.device))
+
+    def __len__(self) -> int:
+        return len(self.loader)
 
 
 def count_workers(cfg: Config, rank: Rank) -> int:
@@ -309,7 +511,7 @@ def count_workers(cfg: Config, rank: Rank) -> int:
     return min(10, max(1, num_cores // rank.local_world_size))
 
 
-def _obey_parent_alone(worker_id: int) -> None:
+def _obey_parent_alone() -> None:
     """Make a loader's worker ignore what asks a whole process group to stop, but for its own parent's SIGTERM.
 
     The training process still needs its workers to reach the next checkpoint."""
@@ -326,9 +528,24 @@ def _exit_with_parent() -> None:
     os._exit(0)
 
 
+def prepare_worker(worker_id: int) -> None:
+    """What a loader's process does first."""
+    _obey_parent_alone()
+    pixels.prepare_process()
+    pixels.keep_freed_memory()
+
+
+def _as_is(batch: Batch) -> Batch:
+    """What collates batches that are none to be collated."""
+    return batch
+
+
 def _loader_settings(cfg: Config, rank: Rank, num_items: int) -> dict:
     num_workers = count_workers(cfg, rank) if num_items else 0
-    workers = {"num_workers": num_workers, "persistent_workers": num_workers > 0, "worker_init_fn": _obey_parent_alone}
+    workers = {"num_workers": num_workers, "persistent_workers": num_workers > 0, "worker_init_fn": prepare_worker, "collate_fn": _as_is}
+    workers["prefetch_factor"] = PREFETCH if num_workers else None
+    if num_workers and "fork" in multiprocessing.get_all_start_methods():  # spawned ones take seconds to start
+        workers["multiprocessing_context"] = "fork"
     return {**workers, "pin_memory": cfg.pin_mem and rank.device.type == "cuda"}
 
 
@@ -338,33 +555,35 @@ def build_train_loader(cfg: Config, images: Images, rank: Rank) -> TrainLoader:
     num_shares = rank.world_size * cfg.grad_accum_steps
     batch_size = fit_batch_size(plan, cfg.batch_size, num_shares=num_shares, group_size=cfg.mix_group_size, is_mixing=cfg.is_mixing)
     sampler = KeyedBatchSampler(plan, batch_size=batch_size, accum_steps=cfg.grad_accum_steps, rank=rank.index, world_size=rank.world_size)
-    dataset = TrainingSet(images, augment.train_transform(cfg), plan)
+    dataset = TrainingSet(images, augment.train_transform(cfg), plan, is_finished_here=rank.device.type == "cpu", reuses_memory=True)
     settings = _loader_settings(cfg, rank, len(images))
     log.info(
-        "training images %d  views per epoch %d in mix groups of %d, %d lanes  steps %d (%d views left over)  loader processes %d",
+        "training images %d  views per epoch %d in mix groups of %d, %d lanes  steps %d (%d views left over)  %s loader, processes %d",
         len(images),
         plan.num_positions,
         plan.group_size,
         plan.lanes,
         sampler.num_steps,
         plan.num_positions - sampler.num_steps * batch_size * num_shares,
+        cfg.loader,
         settings["num_workers"],
     )
     if batch_size < cfg.batch_size:
         log.warning("the training set does not fill --batch-size %d: using %d", cfg.batch_size, batch_size)
-    return TrainLoader(DataLoader(dataset, batch_sampler=sampler, **settings), sampler, plan)
+    return TrainLoader(DataLoader(dataset, batch_sampler=sampler, **settings), sampler, plan, rank.device)
 
 
-def build_val_loader(cfg: Config, images: Images, rank: Rank) -> DataLoader:
+def build_val_loader(cfg: Config, images: Images, rank: Rank) -> ValLoader:
     """Each validation image once, over all processes; the last batch may be smaller."""
-    dataset = ValidationSet(images, augment.eval_transform(cfg.input_size, augment.crop_pct(cfg)), rank)
-    return DataLoader(dataset, batch_size=cfg.batch_size, **_loader_settings(cfg, rank, len(dataset)))
+    transform = augment.eval_transform(cfg.input_size, augment.crop_pct(cfg), cfg.loader)
+    dataset = ValidationSet(images, transform, rank, is_finished_here=rank.device.type == "cpu", reuses_memory=True)
+    return ValLoader(DataLoader(dataset, batch_size=cfg.batch_size, **_loader_settings(cfg, rank, len(dataset))), rank.device)
 
 
 NUM_TEACHER_IMAGES = 512
 
 
-def build_teacher_loader(cfg: Config, images: Images, rank: Rank) -> DataLoader:
+def build_teacher_loader(cfg: Config, images: Images, rank: Rank) -> ValLoader:
     """At least 512 validation images, evenly spaced (so of many classes), or all of fewer."""
     stride = max(1, len(images) // NUM_TEACHER_IMAGES)
     return build_val_loader(cfg, images.part(np.arange(0, len(images), stride)), rank)

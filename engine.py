@@ -48,15 +48,15 @@ class Parts(EvalParts):
 
 
 def train_step(parts: Parts, state: TrainState, micro_batches: Iterable, *, epoch: int, step: int) -> Tensor:
-    """One optimiser step over `parts.accum_steps` micro-batches (images, class indices, positions); the mean loss, on the device.
+    """One optimiser step over `parts.accum_steps` micro-batches (`datasets.Batch`); the mean loss, on the device.
 
     Dropout and stochastic depth are functions of (seed, epoch, step, rank), so a resumed run repeats them."""
     torch.manual_seed(draw_words("step", parts.seed, epoch, step, parts.rank.index)[0] % 2**63)
     total = torch.zeros((), device=parts.rank.device, dtype=torch.float64)
-    for i, (images, targets, positions) in enumerate(micro_batches):
-        images = images.to(parts.rank.device, memory_format=parts.memory_format, non_blocking=True)
-        images, targets = parts.mix(images, targets.to(parts.rank.device, non_blocking=True), epoch, positions)
-        teacher_output = parts.teacher(images)
+    for i, batch in enumerate(micro_batches):
+        images = batch.images.to(parts.rank.device, memory_format=parts.memory_format, non_blocking=True)
+        images, targets = parts.mix(images, batch.targets.to(parts.rank.device, non_blocking=True), epoch, batch.positions)
+        teacher_output = parts.teacher(images, batch, epoch)
         is_last = i == parts.accum_steps - 1
         with contextlib.nullcontext() if is_last or not hasattr(state.net, "no_sync") else state.net.no_sync():
             with parts.autocast(parts.rank.device):
@@ -107,12 +107,12 @@ class Meter:
             lr,
             rates["images_per_s"],
             100 * rates["data_wait_s"] / rates["epoch_s"],
-            _clock(epoch_left_s),
+            clock(epoch_left_s),
         )
         self.last_report = time.perf_counter()
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """12345 -> `3:25:45`."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
@@ -208,11 +208,11 @@ def evaluate(net: nn.Module, loader: Iterable, parts: EvalParts, confusion: Tens
     return {"loss": loss / num_images, "acc1": 100 * correct1 / num_images, "acc5": 100 * correct5 / num_images, "num_images": int(num_images)}
 
 
-def check_teacher(parts: Parts, loader: Iterable, *, num_classes: int, min_acc1: float | None) -> None:
-    """Log the teacher's top-1 accuracy on `loader`; InputError where it is below `min_acc1`.
+def check_teacher(net: nn.Module, loader: Iterable, parts: EvalParts, *, num_classes: int, min_acc1: float | None) -> None:
+    """Log the top-1 accuracy of the teacher `net` on `loader`; InputError where it is below `min_acc1`.
 
     None means chance plus three standard errors: what a network that learnt nothing passes once in 700 times."""
-    result = evaluate(parts.teacher.net, loader, parts)
+    result = evaluate(net, loader, parts)
     chance, num_images = 1 / num_classes, result["num_images"]
     if min_acc1 is None:
         min_acc1 = 100 * (chance + 3 * (chance * (1 - chance) / num_images) ** 0.5)
@@ -287,6 +287,7 @@ def fit(cfg: Config, parts: Parts, state: TrainState, loader, val_loader: Iterab
             images_per_step=loader.global_batch,
             after_step=saver.after_step,
         )
+        parts.teacher.end_epoch(epoch)
         if trained is None:
             log.warning("told to stop: saved after step %d of epoch %d; continue with --resume auto", state.step, epoch)
             return False

@@ -25,7 +25,7 @@ def train(cfg: config.Config, rank) -> int:
     import model
     import optim
     import records
-    import teacher
+    import teacher_labels
     import utils
 
     amp_dtype = utils.pick_amp(cfg.amp, rank.device)
@@ -54,7 +54,7 @@ def train(cfg: config.Config, rank) -> int:
         checkpoint.resume(cfg, state, source, run=run, rank=rank)
     parts = engine.Parts(
         criterion=losses.build_criterion(cfg),
-        teacher=teacher.build_teacher(cfg, num_classes, rank),
+        teacher=teacher_labels.build_teacher(cfg, loader, num_classes, rank, epochs=range(state.epoch, cfg.epochs)),
         mix=augment.build_mixing(cfg, loader.plan, num_classes),
         clip=optim.build_clipping(cfg),
         amp_dtype=amp_dtype,
@@ -65,8 +65,9 @@ def train(cfg: config.Config, rank) -> int:
         rank=rank,
     )
     engine.announce(cfg, state, loader, rank)
-    if cfg.distillation != "none" and cfg.teacher_min_acc1 != 0:
-        engine.check_teacher(parts, datasets.build_teacher_loader(cfg, val_images, rank), num_classes=num_classes, min_acc1=cfg.teacher_min_acc1)
+    if parts.teacher.net is not None and cfg.teacher_min_acc1 != 0:
+        teacher_loader = datasets.build_teacher_loader(cfg, val_images, rank)
+        engine.check_teacher(parts.teacher.net, teacher_loader, parts, num_classes=num_classes, min_acc1=cfg.teacher_min_acc1)
     run_records = records.open_records(cfg, folder, state.epoch, rank)
     saver = engine.Saver(cfg, parts, state, folder=folder, facts=datasets.facts(cfg, val_images.classes), run=run, stop=stop)
     is_done = engine.fit(cfg, parts, state, loader, val_loader, run_records=run_records, saver=saver)

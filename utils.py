@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -205,3 +206,30 @@ def replace_batchnorm(net: nn.Module) -> nn.Module:
     for name, child in net.named_children():
         setattr(net, name, replace_batchnorm(child))
     return net
+
+
+def prefetched(batches: Iterator, to_device: Callable, device: torch.device) -> Iterator:
+    """`to_device(batch)` of each batch; on a GPU of the next one, on a stream of its own, while the last is in use."""
+    if device.type != "cuda":
+        yield from map(to_device, batches)
+        return
+    stream = torch.cuda.Stream(device)
+    ahead = None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            moved, is_there = to_device(batch), stream.record_event()
+        if ahead is not None:
+            yield _arrived(*ahead, device)
+        ahead = moved, is_there, batch  # the source must live until it is copied
+    if ahead is not None:
+        yield _arrived(*ahead, device)
+
+
+def _arrived(moved: tuple, is_there: torch.cuda.Event, source: tuple, device: torch.device) -> tuple:
+    """The batch `moved`, for use on the current stream once it is there."""
+    current = torch.cuda.current_stream(device)
+    current.wait_event(is_there)
+    for tensor in moved:
+        if isinstance(tensor, torch.Tensor) and tensor.is_cuda:
+            tensor.record_stream(current)
+    return moved

@@ -1,4 +1,4 @@
-"""Cost of keyed seeding: the training transform with generators seeded per image against the same transform unseeded.
+"""Cost of keyed seeding: the reference loader's training transform with generators seeded per image against the same transform unseeded.
 
     python benchmarks/keyed.py --data-path FOLDER      (a folder of class folders of JPEGs; ImageNet-like ones to be representative)
 
@@ -47,7 +47,7 @@ def main() -> None:
     torch.set_num_threads(1)
     _utils.worker._worker_info = object()  # as in a loader's worker, where the ambient generators need no restoring
     images = datasets.open_folder(args.data_path)
-    cfg, _ = config.parse(["--data-path", str(args.data_path)])
+    cfg, _ = config.parse(["--data-path", str(args.data_path), "--loader", "reference"])
     transform = augment.train_transform(cfg)
     plan = keys.build_plan(len(images), repeated_aug=True, group_size=256, lanes=8, data_seed=0)
     measure(images.part(range(min(20, len(images)))), transform, plan, epoch=0)

@@ -63,8 +63,8 @@ def test_groups_and_epochs_draw_differently():
 
 
 def test_posterize_to_no_bits_is_black_instead_of_an_error():
-    cfg, _ = config.parse([*DIGITS, "--aa", "rand-m9-mstd0.5-inc1"])
-    ops = [op for op in augment._augment_ops(augment.train_transform(cfg)) if op.name.startswith("Posterize")]
+    cfg, _ = config.parse([*DIGITS, "--aa", "rand-m9-mstd0.5-inc1", "--loader", "reference"])
+    ops = [op for op in augment._augment_ops(augment.train_transform(cfg).parts.transforms) if op.name.startswith("Posterize")]
     assert ops
     image = Image.new("RGB", (8, 8), (200, 100, 50))
     for op in ops:
@@ -81,7 +81,13 @@ def test_rand_augment_survives_a_thousand_strong_posterizes():
         transform(image)
 
 
-@pytest.mark.parametrize("flags", [[], ["--ThreeAugment"], ["--aa", "none", "--remode", "rand", "--train-interpolation", "random"], ["--input-size", "32"]])
+VARIANTS = [
+    [], ["--ThreeAugment"], ["--aa", "none", "--remode", "rand", "--train-interpolation", "random"], ["--input-size", "32"], ["--loader", "reference"],
+    ["--loader", "reference", "--ThreeAugment"], ["--aa", "augmix-m5"], ["--aa", "v0", "--recount", "3"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", VARIANTS)
 def test_pixels_depend_on_the_key_alone(flags):
     cfg, _ = config.parse([*DIGITS, "--input-size", "48", *flags])
     images = datasets.load_digits()[0]
@@ -99,8 +105,8 @@ def test_pixels_depend_on_the_key_alone(flags):
 @pytest.mark.parametrize("size", [33, 64, 160, 192, 224, 256, 288, 384])
 def test_evaluation_resizes_the_short_side_and_crops_the_centre(size):
     cfg, _ = config.parse([*DIGITS, "--input-size", str(size)])
-    transform = augment.eval_transform(size, augment.crop_pct(cfg))
-    assert transform.transforms[0].size == int(256 / 224 * size)
+    transform = augment.eval_transform(size, augment.crop_pct(cfg), "reference")
+    assert transform.parts.transforms[0].size == int(256 / 224 * size)
     image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (90, 120, 3), dtype=np.uint8))
     short = int(256 / 224 * size)
     resized = image.resize((short * 120 // 90, short), Image.Resampling.BICUBIC)
@@ -122,14 +128,15 @@ def test_small_inputs_are_cropped_with_padding_and_not_enlarged():
 
 def test_crop_pct_is_followed():
     cfg, _ = config.parse([*DIGITS, "--input-size", "224", "--crop-pct", "0.9"])
-    assert augment.eval_transform(224, augment.crop_pct(cfg)).transforms[0].size == 248
+    assert [augment.eval_transform(224, augment.crop_pct(cfg), loader).parts.transforms[0].size for loader in ("fast", "reference")] == [248, 248]
 
 
 def test_three_augment_draws_one_of_three_and_jitters():
     cfg, _ = config.parse([*DIGITS, "--ThreeAugment", "--input-size", "64"])
-    names = [type(part).__name__ for part in augment.train_transform(cfg).transforms]
-    assert names == ["RandomResizedCropAndInterpolation", "RandomHorizontalFlip", "AutoAugment", "ColorJitter", "MaybeToTensor", "Normalize"]
-    assert {op.name for op in augment._augment_ops(augment.train_transform(cfg))} == {"Solarize", "Desaturate", "GaussianBlurRand"}
+    transform = augment.train_transform(cfg)
+    assert [type(part).__name__ for part in transform.parts.transforms] == ["RandomResizedCrop", "RandomHorizontalFlip", "AutoAugment", "ColorJitter"]
+    assert transform.erasing is None
+    assert {op.name for op in augment._augment_ops(augment.train_transform(cfg).parts.transforms)} == {"Solarize", "Desaturate", "GaussianBlurRand"}
 
 
 def test_unknown_policy_is_refused():
@@ -138,10 +145,11 @@ def test_unknown_policy_is_refused():
         augment.train_transform(cfg)
 
 
+@pytest.mark.parametrize("loader", ["fast", "reference"])
 @pytest.mark.parametrize("flags", [["--input-size", "64"], ["--input-size", "32"], ["--input-size", "64", "--ThreeAugment"]])
-def test_description_of_a_key_is_what_the_pixels_show(flags):
+def test_description_of_a_key_is_what_the_pixels_show(flags, loader):
     """The box, flip, ops and erased boxes alone, applied by hand, give the transform's pixels."""
-    cfg, _ = config.parse([*DIGITS, "--reprob", "0.5", "--remode", "const", "--color-jitter", "0", *flags])
+    cfg, _ = config.parse([*DIGITS, "--reprob", "0.5", "--remode", "const", "--color-jitter", "0", "--loader", loader, *flags])
     images, transform = datasets.load_digits()[0], augment.train_transform(cfg)
     plan = keys.build_plan(len(images), repeated_aug=True, group_size=256, lanes=8, data_seed=0)
     names, flips, erased = set(), 0, 0

@@ -8,6 +8,7 @@ import torch
 from benchmarks import models
 from model.layers import ConvNorm
 from tests.conftest import run_command
+from tools import bench_data
 
 
 def test_models_benchmark_prints_a_ratio_and_its_spread():
@@ -20,3 +21,41 @@ def test_models_benchmark_refuses_to_compare_different_results(monkeypatch):
     monkeypatch.setitem(models.PLAIN_METHODS, ConvNorm, ("forward", lambda self, x: 2 * self[1](self[0](x))))
     with pytest.raises(AssertionError, match="not close"):
         models.compare("recnext_m0", batch_size=2, input_size=64, num_rounds=1, memory_format=torch.contiguous_format)
+
+
+def test_loader_benchmark_compares_every_side_both_ways(digits_folder):
+    done = run_command("benchmarks/loader.py", "--data-path", str(digits_folder / "val"), "--rounds", "1", "--passes", "1")
+    assert done.returncode == 0, done.stderr
+    titles = [f"{mode}, {how}" for mode in ("training", "evaluation") for how in ("one process", "DataLoader with two workers")]
+    assert [line for line in done.stdout.splitlines() if line in titles] == titles
+    rows = re.findall(r"^(published|timm|reference|fast) +[\d.]+ +\d+ +([\d.]+) \([\d.]+ to [\d.]+\)$", done.stdout, re.M)
+    assert [name for name, _ in rows] == 4 * ["published", "timm", "reference", "fast"]
+    assert all(ratio == "1.00" for name, ratio in rows if name == "fast")
+
+
+def test_loader_processes_keep_a_large_listing_shared():
+    done = run_command("benchmarks/loader_memory.py", "--num-images", "200000", "--reads", "100000")
+    assert done.returncode == 0, done.stderr
+    growth = {
+        name: float(sizes.split()[-1]) - float(start)
+        for name, start, sizes in re.findall(r"^(\w+) .* ([\d.]+) MiB at the start, then (.*)$", done.stdout, re.M)
+    }
+    assert growth["arrays"] < 2 < 10 < growth["lists"]
+
+
+def test_bench_data_says_what_limits_a_run(digits_folder):
+    flags = "--model recnext_m0 --input-size 32 --batch-size 8 --mix-group-size 8 --num_workers 1 --device cpu --distillation-type none --seconds 0.2"
+    done = run_command("tools/bench_data.py", "--data-path", str(digits_folder), *flags.split())
+    assert done.returncode == 0, done.stderr
+    rates = dict(re.findall(r"^(storage|one loader process|all loader processes|model) +(\d+) images/s", done.stdout, re.M))
+    assert len(rates) == 4 and min(map(int, rates.values())) > 0
+    slowest = min(("storage", "all loader processes", "model"), key=lambda name: int(rates[name])).split()
+    assert re.search(r"^the (storage|loader|model) limits this run to about \d+ images/s: ", done.stdout, re.M)[1] in slowest
+
+
+def test_bench_data_names_what_would_limit_a_run_with_stored_labels():
+    rates = {"storage": 900.0, "one loader process": 200.0, "all loader processes": 400.0, "model": 800.0, "model with teacher": 100.0}
+    text = bench_data.conclude(rates, num_workers=2)
+    assert text.startswith("the model limits this run to about 100 images/s")
+    assert text.endswith("With stored teacher labels (--teacher-labels) the loader would limit it, to about 400 images/s")
+    assert bench_data.conclude({**rates, "storage": 50.0}, num_workers=2).startswith("the storage limits this run to about 50 images/s")

@@ -1,0 +1,231 @@
+"""Images per second and core of the input pipelines, all sides interleaved in one run.
+
+    python benchmarks/loader.py --data-path FOLDER      (class folders of JPEGs; ImageNet-like ones to be representative)
+
+Sides: `published` is what the published scripts do (ImageFolder, Pillow, timm's transforms up to the normalised tensor), `timm` its
+create_loader's uint8 layout, `reference` and `fast` this project's two loaders as they feed a GPU: uint8 out, keyed, hashed.
+All times are CPU times (user and system): of this process for the plain part, of it and its two workers for the other. A round
+shows every side the same images in turn, in chunks; a side's figure is the median of the rounds, with the range in brackets."""
+
+import argparse
+import itertools
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import torch  # noqa: E402
+from timm.data import create_loader, create_transform  # noqa: E402
+from torch.utils.data import DataLoader  # noqa: E402
+from torchvision import transforms  # noqa: E402
+from torchvision.datasets import ImageFolder  # noqa: E402
+
+import augment  # noqa: E402
+import config  # noqa: E402
+import datasets  # noqa: E402
+import keys  # noqa: E402
+import pixels  # noqa: E402
+import utils  # noqa: E402
+
+CHUNK = 20
+BATCH = 50
+TIMM_SETTINGS = {"is_training": True, "color_jitter": 0.4, "auto_augment": "rand-m9-mstd0.5-inc1", "interpolation": "bicubic", "re_prob": 0.25}
+
+
+def published_transform(is_training: bool):
+    """Transforms of the published scripts: PIL image -> normalised float tensor."""
+    if is_training:
+        transform = create_transform(224, re_mode="pixel", re_count=1, **TIMM_SETTINGS)
+        augment._guard_posterize(transform)
+        return transform
+    return transforms.Compose(
+        [
+            transforms.Resize(256, interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize(augment.MEAN, augment.STD),
+        ]
+    )
+
+
+def timm_loader(folder: Path, is_training: bool, num_workers: int) -> DataLoader:
+    """timm's loader up to its uint8 batches, without the part that runs on the device."""
+    settings = TIMM_SETTINGS if is_training else {"is_training": False, "interpolation": "bicubic", "crop_pct": 0.875}
+    loader = create_loader(
+        ImageFolder(folder),
+        (3, 224, 224),
+        BATCH,
+        num_workers=num_workers,
+        device=torch.device("cpu"),
+        pin_memory=False,
+        persistent_workers=num_workers > 0,
+        **settings,
+    )
+    if is_training:
+        augment._guard_posterize(loader.loader.dataset.transform)
+    return loader.loader
+
+
+def own_set(images: datasets.Images, name: str, is_training: bool):
+    """This project's data set, giving uint8 batches."""
+    cfg, _ = config.parse(["--data-path", "unused", "--loader", name])
+    if is_training:
+        plan = keys.build_plan(len(images), repeated_aug=False, group_size=len(images) // 2 * 2, lanes=1, data_seed=0)
+        return datasets.TrainingSet(images, augment.train_transform(cfg), plan, is_finished_here=False, reuses_memory=True)
+    rank = utils.Rank(0, 1, 0, 1, torch.device("cpu"))
+    return datasets.ValidationSet(images, augment.eval_transform(224, augment.crop_pct(cfg), name), rank, is_finished_here=False, reuses_memory=True)
+
+
+class KeySampler:
+    """Batches of keys (training) or indices (evaluation) of `num_images` images; another epoch at each pass."""
+
+    def __init__(self, num_images: int, is_training: bool):
+        self.num_images, self.is_training = num_images, is_training
+        self.epoch = -1
+
+    def __len__(self) -> int:
+        return -(-self.num_images // BATCH)
+
+    def __iter__(self):
+        self.epoch += 1
+        for start in range(0, self.num_images, BATCH):
+            indices = range(start, min(start + BATCH, self.num_images))
+            yield [keys.Key(self.epoch, i, i, 0) if self.is_training else i for i in indices]
+
+
+def plain_sides(folder: Path, is_training: bool) -> dict:
+    """Functions of (epoch, indices) that load these images as one batch, by side."""
+    images = datasets.open_folder(folder)
+    published = ImageFolder(folder, published_transform(is_training))
+    timm_side = timm_loader(folder, is_training, 0)
+    sides = {
+        "published": lambda epoch, indices: torch.stack([published[i][0] for i in indices]),
+        "timm": lambda epoch, indices: timm_side.collate_fn([timm_side.dataset[i] for i in indices]),
+    }
+    for name in ("reference", "fast"):
+        own = own_set(images, name, is_training)
+
+        def load(epoch, indices, own=own):
+            return own.__getitems__([keys.Key(epoch, i, i, 0) if is_training else i for i in indices])
+
+        sides[name] = load
+    return sides
+
+
+def measure_plain(folder: Path, is_training: bool, num_rounds: int) -> dict[str, list[float]]:
+    """Milliseconds per image and side, one figure per round. A side that draws at random is seeded alike for all."""
+    sides = plain_sides(folder, is_training)
+    num_images = len(ImageFolder(folder))
+    for load in sides.values():
+        load(0, range(min(CHUNK, num_images)))
+    times = {name: [] for name in sides}
+    for epoch in range(num_rounds):
+        spent = dict.fromkeys(sides, 0.0)
+        for chunk, start in enumerate(range(0, num_images, CHUNK)):
+            indices = range(start, min(start + CHUNK, num_images))
+            order = list(sides.items())
+            for name, load in order[chunk % len(order) :] + order[: chunk % len(order)]:
+                keys.seed_generators((epoch, chunk, 0))
+                begin = time.process_time()
+                load(epoch, indices)
+                spent[name] += time.process_time() - begin
+        for name, seconds in spent.items():
+            times[name].append(1000 * seconds / num_images)
+    return times
+
+
+def cpu_time_s(loader: DataLoader) -> float:
+    """CPU seconds of this process and of the loader's, so far."""
+    ticks = 0
+    for worker in loader._iterator._workers:
+        fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def measure_workers(folder: Path, is_training: bool, num_rounds: int, passes: int) -> dict[str, list[float]]:
+    """Milliseconds of CPU time per image and side with two workers, `passes` times through the images per round.
+
+    Own batches are copied as training copies them, out of the memory that the workers use again."""
+    images = datasets.open_folder(folder)
+    settings = {"num_workers": 2, "multiprocessing_context": "fork", "persistent_workers": True}
+    sides = {
+        "published": DataLoader(ImageFolder(folder, published_transform(is_training)), BATCH, shuffle=is_training, **settings),
+        "timm": timm_loader(folder, is_training, 2),
+    }
+    own = {"collate_fn": datasets._as_is, "worker_init_fn": datasets.prepare_worker}
+    for name in ("reference", "fast"):
+        sides[name] = DataLoader(own_set(images, name, is_training), batch_sampler=KeySampler(len(images), is_training), **own, **settings)
+    times = {name: [] for name in sides}
+    for is_warm in [False] + num_rounds * [True]:
+        for name, loader in sides.items():
+            batches = iter(loader)
+            begin = cpu_time_s(loader)
+            for batch in itertools.chain(batches, *itertools.repeat(loader, passes - 1)):
+                if isinstance(batch, datasets.Batch):
+                    batch.images.clone()
+            if is_warm:
+                times[name].append(1000 * (cpu_time_s(loader) - begin) / (passes * len(images)))
+    return times
+
+
+def measure_stages(folder: Path, num_images: int) -> dict[str, float]:
+    """Milliseconds per training image of each stage of the fast loader."""
+    images = datasets.open_folder(folder)
+    own = own_set(images, "fast", is_training=True)
+    spent = dict.fromkeys(["read", "decode", "crop and resize", "flip", "RandAugment", "erasing draw", "hash", "seed"], 0.0)
+
+    def timed(stage, function, *args):
+        begin = time.process_time()
+        result = function(*args)
+        spent[stage] += time.process_time() - begin
+        return result
+
+    parts = own.transform.parts.transforms
+    for i in range(min(num_images, len(images))):
+        timed("read", datasets.read_file, images.samples[i])
+        timed("seed", keys.seed_generators, own.plan.sample_words(0, i, 0))
+        image = images.open(i, is_fast=True)
+        with keys.restored_generators():
+            first_row, _, height, _ = parts[0].get_params(image, parts[0].scale, parts[0].ratio)
+        image = timed("decode", image.top, first_row + height)
+        for stage, part in zip(("crop and resize", "flip", "RandAugment"), parts, strict=True):
+            image = timed(stage, part, image)
+        timed("erasing draw", augment._draw_erased, own.transform.erasing, image)
+        timed("hash", pixels.pixel_hash, image)
+    return {stage: 1000 * seconds / min(num_images, len(images)) for stage, seconds in spent.items()}
+
+
+def report(title: str, times: dict[str, list[float]]) -> None:
+    print(f"\n{title}\n{'side':<10} {'ms/image':>9} {'images/s':>9}   {'fast is faster by':>18}")
+    for name, rounds in times.items():
+        ratios = [other / own for other, own in zip(rounds, times["fast"], strict=True)]
+        middle = statistics.median(rounds)
+        print(f"{name:<10} {middle:9.3f} {1000 / middle:9.0f}   {statistics.median(ratios):6.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--data-path", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--passes", type=int, default=2, help="times through the images per round with workers")
+    parser.add_argument("--parts", default="stages,plain,workers", help="which of stages, plain, workers to measure")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    pixels.require()
+    pixels.prepare_process()
+    print(f"{os.cpu_count()} cores  torch {torch.__version__} with {torch.backends.cpu.get_cpu_capability()}  median of {args.rounds} rounds")
+    if "stages" in args.parts:
+        print("\nfast loader, training, ms per image: " + "  ".join(f"{stage} {ms:.3f}" for stage, ms in measure_stages(args.data_path, 400).items()))
+    for is_training, mode in ((True, "training"), (False, "evaluation")):
+        if "plain" in args.parts:
+            report(f"{mode}, one process", measure_plain(args.data_path, is_training, args.rounds))
+        if "workers" in args.parts:
+            report(f"{mode}, DataLoader with two workers", measure_workers(args.data_path, is_training, args.rounds, args.passes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,508 @@
+"""Fast pixels for `--loader fast`: JPEG decoding, resizing and RandAugment's kernels on uint8 tensors.
+
+An image here is a uint8 tensor (3, H, W) whose memory is laid out (H, W, 3), so that OpenCV, torch and simplejpeg share it
+without a copy. What is drawn at random is left to timm and torchvision; only the kernels that touch pixels are exchanged:
+simplejpeg for Pillow's decoder, torch's antialiased resize for Pillow's, OpenCV for Pillow's point operations and warps."""
+
+import ctypes
+import functools
+import math
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torch import Tensor
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+
+from errors import InputError
+
+try:
+    import cv2
+    import simplejpeg
+except ImportError as error:  # said by `require`, where the fast loader is asked for
+    cv2 = simplejpeg = None
+    _missing = error.name
+
+
+def require() -> None:
+    """InputError naming --loader reference where this machine cannot run the fast loader."""
+    if cv2 is None:
+        raise InputError(f"--loader fast needs {_missing}: pip install -r requirements.txt, or train with --loader reference (Pillow: slower, other pixels)")
+    capability = torch.backends.cpu.get_cpu_capability()
+    if not capability.startswith(("AVX2", "AVX512")):
+        raise InputError(
+            f"--loader fast needs a CPU with AVX2 (torch finds {capability} here), without which its resizing is slower than Pillow's: use --loader reference"
+        )
+
+
+def prepare_process() -> None:
+    """One thread for OpenCV; the loader's processes are its parallelism."""
+    if cv2 is not None:
+        cv2.setNumThreads(0)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse the memory of decoded images instead of returning it to the system after each; elsewhere nothing changes."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):
+        trim_threshold, mmap_threshold = -1, -3
+        libc.mallopt(trim_threshold, 512 << 20)
+        libc.mallopt(mmap_threshold, 32 << 20)  # the largest that glibc takes
+
+
+def from_array(array: np.ndarray) -> Tensor:
+    """The image in an array (H, W, 3); shares its memory."""
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def to_array(image: Tensor) -> np.ndarray:
+    """Array (H, W, 3), contiguous; shares the image's memory where that is laid out so."""
+    return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+
+
+def from_pil(image: Image.Image) -> Tensor:
+    """The image in an RGB PIL image."""
+    return from_array(np.array(image))
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    return Image.fromarray(to_array(image))
+
+
+_FRAMES = range(0xC0, 0xD0)  # markers that start a frame, but for the three that do not
+_OTHER = (0xC4, 0xC8, 0xCC)
+_BASELINE = 0xC0
+_SCAN = 0xDA
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Where a JPEG's bytes tell of its frame: offset of the frame's marker, and what is in it.
+
+    `can_stop`: its scan can be left after any row, for all components are coded in one pass and the end of the file is there."""
+
+    offset: int
+    height: int
+    width: int
+    can_stop: bool
+
+
+def _find_frame(data: bytes) -> _Frame | None:
+    """The frame of a JPEG in colour or grayscale; None where `data` is none, or a CMYK one, whose colours Pillow converts its own way."""
+    if data[:2] != b"\xff\xd8":
+        return None
+    offset, frame = 2, None
+    while offset + 12 < len(data) and data[offset] == 0xFF:
+        marker, length = data[offset + 1], int.from_bytes(data[offset + 2 : offset + 4], "big")
+        if marker in _FRAMES and marker not in _OTHER:
+            frame = offset, marker, data[offset + 9]
+        if marker == _SCAN:
+            break
+        offset += 2 + length
+    else:
+        return None
+    if frame is None or frame[2] not in (1, 3):
+        return None
+    start, kind, num_components = frame
+    height, width = (int.from_bytes(data[start + i : start + i + 2], "big") for i in (5, 7))
+    can_stop = kind == _BASELINE and data[offset + 4] == num_components and data.rfind(b"\xff\xd9", offset) > 0
+    return _Frame(start, height, width, can_stop) if height and width else None
+
+
+MARGIN = 16  # rows below the last one wanted that its colours are interpolated from, whatever the subsampling
+
+
+def decode_jpeg(data: bytes, frame: _Frame, num_rows: int) -> Tensor:
+    """The image in a JPEG, or so much of its top that the first `num_rows` rows are all there; ValueError where it is damaged.
+
+    Where possible the decoder is told of a lower image than there is, and stops early: most of its time goes into unpacking
+    codes row by row. Then it cannot be strict, for it finds bytes left over."""
+    stop = -(-(num_rows + MARGIN) // 16) * 16
+    if not frame.can_stop or stop >= frame.height:
+        return from_array(simplejpeg.decode_jpeg(data, colorspace="RGB"))
+    data = bytearray(data)
+    data[frame.offset + 5 : frame.offset + 7] = stop.to_bytes(2, "big")
+    return from_array(simplejpeg.decode_jpeg(data, colorspace="RGB", strict=False))
+
+
+class Encoded:
+    """An image file's content, decoded when its pixels are asked for.
+
+    `is_fallback` tells whether Pillow had to decode it, for it is no JPEG, or a CMYK or damaged one."""
+
+    def __init__(self, data: bytes, open_image: Callable[[], Image.Image]):
+        self._data, self._open_image = data, open_image
+        self._frame = _find_frame(data)
+        self.is_fallback = False
+        self.shape = (3, self._frame.height, self._frame.width) if self._frame is not None else self._fall_back().shape
+
+    def _fall_back(self) -> Tensor:
+        self.is_fallback, self._frame = True, None
+        self._image = from_pil(self._open_image())
+        return self._image
+
+    def top(self, num_rows: int) -> Tensor:
+        """The first `num_rows` rows, (3, num_rows, W)."""
+        if self._frame is None:
+            return self._image[:, :num_rows]
+        try:
+            return decode_jpeg(self._data, self._frame, num_rows)[:, :num_rows]
+        except ValueError:
+            return self._fall_back()[:, :num_rows]
+
+
+def top(image: Tensor | Encoded, num_rows: int) -> Tensor:
+    """The first `num_rows` rows of an image, (3, num_rows, W)."""
+    return image.top(num_rows) if isinstance(image, Encoded) else image[:, :num_rows]
+
+
+_MODES = {InterpolationMode.BICUBIC: "bicubic", InterpolationMode.BILINEAR: "bilinear"}
+
+
+def _canonical(image: Tensor) -> Tensor:
+    """The image as a batch of one with the strides that torch's fast resizing asks for, and a batch of one need not have."""
+    _, height, width = image.shape
+    image = image.unsqueeze(0).contiguous(memory_format=torch.channels_last)
+    return image.as_strided(image.shape, (3 * height * width, 1, 3 * width, 3))
+
+
+def resized(image: Tensor, size: tuple[int, int], interpolation: InterpolationMode) -> Tensor:
+    """The image at `size` (height, width), resampled with antialiasing as Pillow does."""
+    return torch.nn.functional.interpolate(_canonical(image), size, mode=_MODES[interpolation], antialias=True)[0]
+
+
+class RandomResizedCrop(RandomResizedCropAndInterpolation):
+    """timm's, of an image as this module has them."""
+
+    @staticmethod
+    def get_params(image: Tensor | Encoded, scale: tuple[float, float], ratio: tuple[float, float]) -> tuple[int, int, int, int]:
+        return RandomResizedCropAndInterpolation.get_params(torch.empty(image.shape, device="meta"), scale, ratio)
+
+    def __call__(self, image: Tensor | Encoded) -> Tensor:
+        top_row, left, height, width = self.get_params(image, self.scale, self.ratio)
+        interpolation = random.choice(self.interpolation) if isinstance(self.interpolation, tuple | list) else self.interpolation
+        crop = top(image, top_row + height)[:, top_row:, left : left + width]
+        return resized(crop, self.size, _MODE_OF_PIL.get(interpolation, interpolation))
+
+
+_MODE_OF_PIL = {Image.Resampling.BICUBIC: InterpolationMode.BICUBIC, Image.Resampling.BILINEAR: InterpolationMode.BILINEAR}
+
+
+def _short_side_to(short: int, height: int, width: int) -> tuple[int, int]:
+    """Height and width of an image of this size once its short side is `short`, as torchvision rounds them."""
+    long = int(short * max(height, width) / min(height, width))
+    return (short, long) if height <= width else (long, short)
+
+
+class Resize(transforms.Resize):
+    """torchvision's, to a given short side."""
+
+    def forward(self, image: Tensor | Encoded) -> Tensor:
+        _, height, width = image.shape
+        size = _short_side_to(self.size, height, width)
+        image = top(image, height)
+        return image if size == (height, width) else resized(image, size, self.interpolation)
+
+
+class ResizedCenterCrop:
+    """torchvision's Resize to the short side `size`, bicubic, then CenterCrop to `crop_size`; skips what is neither needed nor costs
+    exactness to skip: rows and columns below and right of the crop."""
+
+    def __init__(self, size: int, crop_size: int):
+        self.size, self.crop_size = size, crop_size
+        self._resize = Resize(size, interpolation=InterpolationMode.BICUBIC)
+        self._crop = transforms.CenterCrop(crop_size)
+
+    def __call__(self, image: Tensor | Encoded) -> Tensor:
+        _, height, width = image.shape
+        resized_height, resized_width = _short_side_to(self.size, height, width)
+        if self.size < self.crop_size or (resized_height, resized_width) == (height, width):
+            return self._crop(self._resize(image))
+        start_y, start_x = (round((side - self.crop_size) / 2) for side in (resized_height, resized_width))
+        size = (start_y + self.crop_size, start_x + self.crop_size)
+        # output row i is made of input rows up to scale * (i + 0.5) + 2 * max(scale, 1)
+        num_rows, num_columns = (
+            min(full, math.ceil(full / there * (stop + 2)) + 3) for full, there, stop in ((height, resized_height, size[0]), (width, resized_width, size[1]))
+        )
+        num_rows, num_columns = num_rows + (num_rows == size[0]), num_columns + (num_columns == size[1])
+        if num_rows > height or num_columns > width:  # torch takes equal sizes to mean: nothing to resample
+            return self._crop(self._resize(image))
+        part = _canonical(top(image, num_rows)[:, :, :num_columns])
+        part = torch.ops.aten._upsample_bicubic2d_aa(part, size, False, resized_height / height, resized_width / width)
+        return part[0, :, start_y:, start_x:]
+
+
+class RandomHorizontalFlip(transforms.RandomHorizontalFlip):
+    """torchvision's, with OpenCV's kernel."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return from_array(cv2.flip(to_array(image), 1)) if torch.rand(1) < self.p else image
+
+
+class ColorJitter(transforms.ColorJitter):
+    """torchvision's of brightness, contrast and saturation, with this module's kernels."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        order, brightness_factor, contrast_factor, saturation_factor, _ = self.get_params(self.brightness, self.contrast, self.saturation, self.hue)
+        steps = ((brightness, brightness_factor), (contrast, contrast_factor), (color, saturation_factor))
+        array = to_array(image)
+        for i in order.tolist():
+            if i < len(steps) and steps[i][1] is not None:
+                adjust, factor = steps[i]
+                array = adjust(array, factor)
+        return from_array(array)
+
+
+class ThroughPil:
+    """A transform or kernel of PIL images, for images as this module has them."""
+
+    def __init__(self, part):
+        self.part = part
+
+    @property
+    def ops(self) -> list:
+        """RandAugment ops inside, if any."""
+        return self.part.ops
+
+    def __call__(self, image: Tensor, *args, **kwargs) -> Tensor:
+        return from_pil(self.part(to_pil(image), *args, **kwargs))
+
+
+_LEVELS = np.arange(256)
+
+
+def _apply_table(array: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Array with each value replaced by its entry in `table`, (256,) or (256, 3) with a column per channel."""
+    return cv2.LUT(array, table.astype(np.uint8).reshape(1, 256, *table.shape[1:]))
+
+
+def _blended_levels(degenerate: int, factor: float) -> np.ndarray:
+    """Table of Pillow's blend of a constant with every level: clipped, then cut off towards zero, in single precision."""
+    blend = np.float32(degenerate) + np.float32(factor) * (_LEVELS - degenerate).astype(np.float32)
+    return blend.clip(0, 255).astype(np.uint8)
+
+
+def _blend(degenerate: np.ndarray, array: np.ndarray, factor: float) -> np.ndarray:
+    """Pillow's blend of two arrays: clipped, then cut off towards zero (OpenCV rounds, hence the shift)."""
+    return cv2.addWeighted(degenerate, 1 - factor, array, factor, -0.499)
+
+
+def auto_contrast(array: np.ndarray) -> np.ndarray:
+    tables = []
+    for channel in cv2.split(array):
+        low, high, _, _ = cv2.minMaxLoc(channel)
+        scale = 255.0 / (high - low) if high > low else 1.0
+        tables.append(np.trunc(_LEVELS * scale - low * scale).clip(0, 255) if high > low else _LEVELS)
+    return _apply_table(array, np.stack(tables, axis=1))
+
+
+def equalize(array: np.ndarray) -> np.ndarray:
+    tables = []
+    for i in range(3):
+        counts = cv2.calcHist([array], [i], None, [256], [0, 256]).ravel().astype(np.int64)
+        used = np.flatnonzero(counts)
+        step = (counts.sum() - counts[used[-1]]) // 255
+        below = step // 2 + np.concatenate(([0], np.cumsum(counts)[:-1]))
+        tables.append((below // step).clip(0, 255) if len(used) > 1 and step else _LEVELS)
+    return _apply_table(array, np.stack(tables, axis=1))
+
+
+def invert(array: np.ndarray) -> np.ndarray:
+    return cv2.bitwise_not(array)
+
+
+def solarize(array: np.ndarray, threshold: int) -> np.ndarray:
+    return _apply_table(array, np.where(threshold > _LEVELS, _LEVELS, 255 - _LEVELS))
+
+
+def solarize_add(array: np.ndarray, add: int) -> np.ndarray:
+    return _apply_table(array, np.where(_LEVELS < 128, np.minimum(255, _LEVELS + add), _LEVELS))
+
+
+def posterize(array: np.ndarray, num_bits: int) -> np.ndarray:
+    """Keeps the highest `num_bits` bits; none: black."""
+    return _apply_table(array, _LEVELS & ~(2 ** (8 - max(0, min(num_bits, 8))) - 1))
+
+
+def brightness(array: np.ndarray, factor: float) -> np.ndarray:
+    return _apply_table(array, _blended_levels(0, factor))
+
+
+def contrast(array: np.ndarray, factor: float) -> np.ndarray:
+    mean = int(cv2.mean(cv2.cvtColor(array, cv2.COLOR_RGB2GRAY))[0] + 0.5)
+    return _apply_table(array, _blended_levels(mean, factor))
+
+
+def color(array: np.ndarray, factor: float) -> np.ndarray:
+    gray = cv2.cvtColor(array, cv2.COLOR_RGB2GRAY)
+    return _blend(cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB), array, factor)
+
+
+def desaturate(array: np.ndarray, factor: float) -> np.ndarray:
+    return color(array, min(1.0, max(0.0, 1.0 - factor)))
+
+
+_SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
+
+
+def sharpness(array: np.ndarray, factor: float) -> np.ndarray:
+    smooth = cv2.filter2D(array, -1, _SMOOTH)
+    for edge in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):  # Pillow's filter leaves the outermost pixels
+        smooth[edge] = array[edge]
+    return _blend(smooth, array, factor)
+
+
+def _warp(array: np.ndarray, matrix: tuple, *, resample, fillcolor: tuple[int, int, int]) -> np.ndarray:
+    """Pillow's affine transform: output pixel (x, y) shows input point (a x + b y + c, d x + e y + f).
+
+    Pillow's points have their pixels' centres at halves, OpenCV's at whole numbers."""
+    a, b, c, d, e, f = matrix
+    inverse = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
+    kernel = cv2.INTER_LINEAR if resample == Image.Resampling.BILINEAR else cv2.INTER_CUBIC
+    size = (array.shape[1], array.shape[0])
+    return cv2.warpAffine(array, inverse, size, flags=kernel | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_CONSTANT, borderValue=fillcolor)
+
+
+def _taps(offset, resample) -> list:
+    """Weights of the pixels at -1, 0, 1, 2 for points `offset` right of pixel 0: Pillow's bilinear, or its bicubic with slope -1."""
+    if resample == Image.Resampling.BILINEAR:
+        return [0 * offset, 1 - offset, offset, 0 * offset]
+    square, cube = offset**2, offset**3
+    return [-offset + 2 * square - cube, 1 - 2 * square + cube, offset + square - cube, cube - square]
+
+
+def shear_x(array: np.ndarray, factor: float, *, resample, fillcolor: tuple[int, int, int]) -> np.ndarray:
+    """Each row to the left, the lower the further: a filter along the rows, exactly as Pillow warps."""
+    height, width, _ = array.shape
+    shifts = factor * (np.arange(height) + 0.5)
+    whole = np.floor(shifts).astype(np.int64)
+    margin = int(np.abs(whole).max()) + 3
+    padded = cv2.copyMakeBorder(array, 0, 0, margin, margin, cv2.BORDER_REPLICATE)
+    starts = np.arange(height) * (width + 2 * margin) + margin + whole - 1
+    rows = np.lib.stride_tricks.sliding_window_view(padded.reshape(-1), 3 * (width + 3))[3 * starts]
+    rows = torch.from_numpy(rows).float()
+    weights = torch.from_numpy(np.stack(_taps(shifts - whole, resample)).astype(np.float32)).unsqueeze(2)
+    out = rows[:, : 3 * width] * weights[0]
+    for i in range(1, 4):
+        out.addcmul_(rows[:, 3 * i : 3 * (i + width)], weights[i])
+    out = cv2.add(out.numpy(), -0.499, dtype=cv2.CV_8U).reshape(array.shape)
+    columns = np.arange(width) + 0.5 + shifts[:, None]
+    is_outside = ((columns < 0) | (columns >= width)).view(np.uint8)
+    return cv2.copyTo(np.full_like(array, fillcolor), is_outside, out)
+
+
+def shear_y(array: np.ndarray, factor: float, **how) -> np.ndarray:
+    """Each column upwards, the further right the further."""
+    return cv2.transpose(shear_x(cv2.transpose(array), factor, **how))
+
+
+def translate_x(array: np.ndarray, num_pixels: float, *, resample, fillcolor: tuple[int, int, int]) -> np.ndarray:
+    """To the left. All rows move alike, so one filter does what a warp would, and exactly as Pillow."""
+    width = array.shape[1]
+    whole = math.floor(num_pixels)
+    kernel = np.array([_taps(num_pixels - whole, resample)], np.float32)
+    padded = cv2.copyMakeBorder(array, 0, 0, 1, 1, cv2.BORDER_REPLICATE)
+    between = cv2.filter2D(padded, -1, kernel, anchor=(1, 0), delta=-0.499, borderType=cv2.BORDER_REPLICATE)
+    start, stop = (min(width, max(0, math.ceil(edge - 0.5 - num_pixels))) for edge in (0, width))
+    out = np.empty_like(array)
+    out[:, :start] = out[:, stop:] = fillcolor
+    out[:, start:stop] = between[:, start + whole + 1 : stop + whole + 1]
+    return out
+
+
+def translate_y(array: np.ndarray, num_pixels: float, **how) -> np.ndarray:
+    """Upwards."""
+    return cv2.transpose(translate_x(cv2.transpose(array), num_pixels, **how))
+
+
+def translate_x_relative(array: np.ndarray, fraction: float, **how) -> np.ndarray:
+    return translate_x(array, fraction * array.shape[1], **how)
+
+
+def translate_y_relative(array: np.ndarray, fraction: float, **how) -> np.ndarray:
+    return translate_y(array, fraction * array.shape[0], **how)
+
+
+def rotate(array: np.ndarray, degrees: float, **how) -> np.ndarray:
+    """About the centre, counter-clockwise."""
+    height, width, _ = array.shape
+    angle = -math.radians(degrees % 360)
+    cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)
+    x, y = width / 2, height / 2
+    return _warp(array, (cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y), **how)
+
+
+POINT_KERNELS = {
+    "AutoContrast": auto_contrast,
+    "Equalize": equalize,
+    "Invert": invert,
+    "Posterize": posterize,
+    "PosterizeIncreasing": posterize,
+    "PosterizeOriginal": posterize,
+    "Solarize": solarize,
+    "SolarizeIncreasing": solarize,
+    "SolarizeAdd": solarize_add,
+    "Color": color,
+    "ColorIncreasing": color,
+    "Contrast": contrast,
+    "ContrastIncreasing": contrast,
+    "Brightness": brightness,
+    "BrightnessIncreasing": brightness,
+    "Sharpness": sharpness,
+    "SharpnessIncreasing": sharpness,
+    "Desaturate": desaturate,
+}
+WARP_KERNELS = {
+    "Rotate": rotate,
+    "ShearX": shear_x,
+    "ShearY": shear_y,
+    "TranslateX": translate_x,
+    "TranslateY": translate_y,
+    "TranslateXRel": translate_x_relative,
+    "TranslateYRel": translate_y_relative,
+}
+
+
+def kernel_for(name: str, pil_kernel):
+    """What RandAugment's op `name` does to an image: (image, *arguments, fillcolor=, resample=) -> image.
+
+    Ops without a kernel here run timm's own `pil_kernel`."""
+    if name in POINT_KERNELS:
+        return functools.partial(_apply_point_kernel, POINT_KERNELS[name])
+    if name in WARP_KERNELS:
+        return functools.partial(_apply_warp_kernel, WARP_KERNELS[name])
+    return ThroughPil(pil_kernel)
+
+
+def _apply_point_kernel(kernel, image: Tensor, *args, fillcolor, resample) -> Tensor:
+    return from_array(kernel(to_array(image), *args))
+
+
+def _apply_warp_kernel(kernel, image: Tensor, *args, fillcolor, resample) -> Tensor:
+    if isinstance(resample, tuple | list):  # drawn where timm draws it
+        resample = random.choice(resample)
+    return from_array(kernel(to_array(image), *args, fillcolor=fillcolor, resample=resample))
+
+
+@functools.cache
+def _hash_weights(num_words: int) -> np.ndarray:
+    """Fixed odd 64-bit numbers, (num_words,)."""
+    return np.random.RandomState(0).randint(0, 2**63 - 1, num_words, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+
+
+def pixel_hash(image: Tensor) -> int:
+    """Hash of the image's bytes in the order (H, W, 3): a signed 64-bit integer.
+
+    Weighted sum modulo 2**64 of 8-byte words with odd weights: any changed word changes it, and so, but for one chance in 2**64,
+    does anything else. Takes microseconds, where cryptographic hashes take as long as decoding."""
+    data = to_array(image).reshape(-1)
+    if data.size % 8:
+        data = np.concatenate([data, np.zeros(-data.size % 8, np.uint8)])
+    words = data.view(np.uint64)
+    return int(np.dot(words, _hash_weights(len(words))).astype(np.int64))

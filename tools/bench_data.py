@@ -1,0 +1,162 @@
+"""Which of storage, cores and model limits a training run on this machine: what each sustains, in images per second.
+
+    python tools/bench_data.py --data-path FOLDER --model recnext_m1 [main.py's other settings] [--seconds 10]
+
+storage: reading files that are not in memory (the system is asked to forget them first; where it cannot, the figure is memory's);
+loader: the recipe's augmentation, in one process and in all that the run would start; model: training steps on made-up images,
+alone and with the teacher of the recipe running beside it (random weights: they cost the same). Each is measured alone: on a CPU
+loader and model share the cores, so the run is slower than the slower of them."""
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+import checkpoint  # noqa: E402
+import config  # noqa: E402
+import datasets  # noqa: E402
+import engine  # noqa: E402
+import losses  # noqa: E402
+import model  # noqa: E402
+import optim  # noqa: E402
+import teacher  # noqa: E402
+import utils  # noqa: E402
+from errors import InputError  # noqa: E402
+
+STORAGE_THREADS = 16
+
+
+def forget(path: str) -> None:
+    """Ask the system to drop a file from memory."""
+    with open(path, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def storage_rate(images: datasets.Images, seconds: float) -> tuple[float, float]:
+    """Images and megabytes per second that 16 threads read, for at most `seconds`."""
+    order = np.random.RandomState(0).permutation(len(images))[:20_000]
+    paths = [images.samples[i] for i in order]
+    if hasattr(os, "posix_fadvise"):
+        for path in paths:
+            forget(path)
+    start, num_images, num_bytes = time.perf_counter(), 0, 0
+    with ThreadPoolExecutor(STORAGE_THREADS) as pool:
+        for first in range(0, len(paths), 256):
+            sizes = list(pool.map(lambda path: len(datasets.read_file(path)), paths[first : first + 256]))
+            num_images, num_bytes = num_images + len(sizes), num_bytes + sum(sizes)
+            if time.perf_counter() - start > seconds:
+                break
+    spent_s = time.perf_counter() - start
+    return num_images / spent_s, num_bytes / spent_s / 1e6
+
+
+def loader_rate(cfg: config.Config, images: datasets.Images, rank: utils.Rank, seconds: float) -> float:
+    """Training images per second that the loader delivers, after its first batch, for about `seconds`."""
+    loader = datasets.build_train_loader(cfg, images, rank)
+    start, num_images, epoch = None, 0, 0
+    while start is None or time.perf_counter() - start < seconds:
+        for batch in loader.batches(epoch):
+            num_images += len(batch.targets) if start is not None else 0
+            start = start or time.perf_counter()
+            if time.perf_counter() - start > seconds:
+                break
+        epoch += 1
+    return num_images / (time.perf_counter() - start)
+
+
+def model_rate(cfg: config.Config, num_classes: int, rank: utils.Rank, seconds: float, *, with_teacher: bool) -> float:
+    """Training images per second of the model's steps, on one made-up batch, for about `seconds`."""
+    amp_dtype = utils.pick_amp(cfg.amp, rank.device)
+    memory_format = utils.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
+    net = model.build(cfg, num_classes, distillation=with_teacher).to(rank.device, memory_format=memory_format)
+    optimizer = optim.build_optimizer(cfg, net, cfg.batch_size)
+    scheduler, scaler = optim.build_scheduler(cfg, optimizer), utils.build_scaler(cfg.amp, rank.device)
+    state = checkpoint.TrainState(net=net, ema=optim.build_ema(cfg, net), optimizer=optimizer, scheduler=scheduler, scaler=scaler)
+    parts = engine.Parts(
+        criterion=losses.build_criterion(cfg),
+        teacher=random_teacher(cfg, num_classes, rank) if with_teacher else teacher.no_teacher,
+        mix=lambda images, targets, epoch, positions: (images, torch.nn.functional.one_hot(targets, num_classes).float()),
+        clip=optim.build_clipping(cfg),
+        amp_dtype=amp_dtype,
+        memory_format=memory_format,
+        rank=rank,
+    )
+    images = torch.randn(cfg.batch_size, 3, cfg.input_size, cfg.input_size, device=rank.device)
+    batch = datasets.Batch(images, torch.arange(cfg.batch_size, device=rank.device) % num_classes, torch.arange(cfg.batch_size))
+    net.train()
+    engine.train_step(parts, state, [batch], epoch=0, step=0).item()
+    start, num_steps = time.perf_counter(), 0
+    while num_steps == 0 or time.perf_counter() - start < seconds:
+        engine.train_step(parts, state, [batch], epoch=0, step=num_steps).item()
+        num_steps += 1
+    return num_steps * cfg.batch_size / (time.perf_counter() - start)
+
+
+def random_teacher(cfg: config.Config, num_classes: int, rank: utils.Rank) -> teacher.Teacher:
+    """The recipe's teacher with random weights."""
+    net = model.create_model(cfg.teacher_model, num_classes=num_classes)
+    memory_format = utils.pick_memory_format(cfg.memory_format, rank.device, None)
+    return teacher.Teacher(net.to(rank.device, memory_format=memory_format), is_hard=cfg.distillation == "hard")
+
+
+def conclude(rates: dict[str, float], num_workers: int) -> str:
+    """One sentence: what limits the run, and what would help."""
+    limits = {"storage": rates["storage"], "loader": rates["all loader processes"], "model": rates.get("model with teacher", rates["model"])}
+    slowest = min(limits, key=limits.get)
+    cure = {
+        "storage": "put the images on a faster disk, or into tars",
+        "loader": f"give the run more cores (one sustains {rates['one loader process']:.0f} images/s, {num_workers} processes are used here)",
+        "model": "a faster device, --amp or a larger batch helps; the data keep up",
+    }[slowest]
+    text = f"the {slowest} limits this run to about {limits[slowest]:.0f} images/s: {cure}"
+    if slowest == "model" and "model with teacher" in rates:
+        others = {"storage": limits["storage"], "loader": limits["loader"], "model": rates["model"]}
+        then = min(others, key=others.get)
+        text += f". With stored teacher labels (--teacher-labels) the {then} would limit it, to about {others[then]:.0f} images/s"
+    return text
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="bench_data.py", description=__doc__.splitlines()[0], epilog="All other flags are main.py's.", allow_abbrev=False)
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of each measurement [10]")
+    own, settings = parser.parse_known_args(argv)
+    cfg, notes = config.parse(settings)
+    rank = utils.start_process(cfg.device, cfg.seed)
+    for note in notes:
+        utils.log.info(note)
+    images, _ = datasets.open_images(cfg)
+    rates, lines = {}, []
+
+    def add(name: str, rate: float, remark: str = "") -> None:
+        rates[name] = rate
+        lines.append(f"{name:<22} {rate:10.0f} images/s  {remark}")
+        print(lines[-1], flush=True)
+
+    num_workers = datasets.count_workers(cfg, rank)
+    if isinstance(images.samples, datasets.Names):
+        rate, megabytes = storage_rate(images, own.seconds)
+        add("storage", rate, f"{megabytes:.0f} MB/s in {STORAGE_THREADS} threads")
+    else:
+        add("storage", float("inf"), "not measured: the images are in memory or in a tar")
+    add("one loader process", loader_rate(dataclasses.replace(cfg, num_workers=1), images, rank, own.seconds), f"{cfg.loader} loader")
+    add("all loader processes", loader_rate(cfg, images, rank, own.seconds), f"{num_workers} processes on {os.cpu_count()} cores")
+    add("model", model_rate(cfg, len(images.classes), rank, own.seconds, with_teacher=False), f"{cfg.model} on {rank.device}, batch {cfg.batch_size}")
+    if cfg.distillation != "none":
+        add("model with teacher", model_rate(cfg, len(images.classes), rank, own.seconds, with_teacher=True), f"{cfg.teacher_model} online")
+    print(conclude(rates, num_workers))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except InputError as failure:
+        sys.exit(f"error: {failure}")
