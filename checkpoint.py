@@ -13,6 +13,7 @@ import re
 import shutil
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,14 @@ def fetch(source: str) -> Path | dict[str, Tensor]:
     return fetched if isinstance(fetched, dict) else Path(fetched)
 
 
+def is_torchscript(path: Path) -> bool:
+    """Whether the file is a TorchScript archive, a program besides its weights."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
 def read(source: str) -> dict:
     """Checkpoint in a file, at a URL or on the hub, on the CPU. Never runs code from it; InputError where that would be needed."""
     path = fetch(source)
@@ -84,6 +93,8 @@ def read(source: str) -> dict:
         return path
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    if is_torchscript(path):
+        raise InputError(f"{source} is a TorchScript program: evaluate it with fuse_eval.py, which runs it")
     try:
         with torch.serialization.safe_globals(PLAIN_DATA), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # what follows says what is wrong

@@ -17,9 +17,16 @@ FLOORS |= {
     "records": 3,
     "run_logs": 2,
     "plots": 3,
+    "coreml_eval": 1,
     "engine": 4,
+    "verify": 4,
     "compare_logs": 5,
+    "coreml": 5,
     "main": 5,
+    "formats": 6,
+    "fuse_eval": 6,
+    "publish": 7,
+    "upload": 7,
 }
 FILES = sorted(path for folder in (".", "model", "tools", "benchmarks", "tests") for path in (ROOT / folder).glob("*.py"))
 
@@ -35,7 +42,7 @@ def imports(tree: ast.AST):
 @pytest.mark.parametrize("name", [name for name in FLOORS if name != "model" and (ROOT / f"{name}.py").exists()])
 def test_files_import_from_lower_floors_only(name):
     """`augment` may use `keys` beside it: what it draws is keyed; `teacher` and `records` read through `checkpoint`."""
-    allowed = {("augment", "keys"), ("teacher", "checkpoint"), ("teacher", "datasets"), ("records", "checkpoint")}
+    allowed = {("augment", "keys"), ("teacher", "checkpoint"), ("teacher", "datasets"), ("export", "checkpoint"), ("records", "checkpoint")}
     wrong = []
     for module in imports(ast.parse((ROOT / f"{name}.py").read_text())):
         top = module.partition(".")[0]

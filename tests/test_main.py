@@ -13,6 +13,7 @@ import checkpoint
 import config
 import datasets
 import engine
+import keys
 import main
 import model
 import records
@@ -212,7 +213,7 @@ def test_teacher_sees_exactly_the_mixed_images_of_the_student(kind, short_run, t
 def datasets_of_the_run(short_run, tmp_path):
     cfg, _ = config.parse(["--config", str(tmp_path / "run" / "args.yaml")])
     loader = datasets.build_train_loader(cfg, datasets.open_images(cfg)[0], utils.Rank(0, 1, 0, 1, torch.device("cpu")))
-    return [images for images, _, _ in loader.batches(0)]
+    return [batch.images for batch in loader.batches(0)]
 
 
 def test_distilling_from_a_teacher_that_main_trained(finished, short_run, tmp_path):
@@ -393,9 +394,10 @@ def test_wandb_is_asked_for_by_name(tmp_path, monkeypatch):
 
 def test_half_precision_teacher_is_neutral_on_a_cpu():
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
-    images = torch.randn(5, 3, 2, 2)
-    assert torch.equal(teacher.Teacher(net, is_hard=False)(images), net(images).detach())
-    assert torch.equal(teacher.Teacher(net, is_hard=True)(images), net(images).argmax(1))
+    plan = keys.build_plan(6, repeated_aug=False, group_size=6, lanes=1, data_seed=0)
+    batch = datasets.Batch(torch.randn(6, 3, 2, 2), torch.zeros(6, dtype=torch.int64), torch.arange(6))
+    assert torch.equal(teacher.Teacher(net, answer=teacher.AllLogits(), plan=plan)(batch.images, batch, 0), net(batch.images).detach())
+    assert torch.equal(teacher.Teacher(net, answer=teacher.HardLabels(), plan=plan)(batch.images, batch, 0), net(batch.images).argmax(1))
 
 
 def test_evaluation_sums_are_exact():

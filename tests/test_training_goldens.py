@@ -10,12 +10,14 @@ import torch
 import augment
 import config
 import engine
+import keys
 import losses
 import model
 import optim
 import utils
 from checkpoint import TrainState
-from teacher import Teacher, no_teacher
+from datasets import Batch
+from teacher import Teacher, no_teacher, pick_answer
 from tests.golden.golden import golden_input, load_golden_weights
 
 CASES = sorted((Path(__file__).parent / "golden" / "training").glob("*.npz"))
@@ -26,7 +28,7 @@ CPU = utils.Rank(0, 1, 0, 1, torch.device("cpu"))
 def batches(epoch: int):
     for i in range(NUM_STEPS):
         images = golden_input((BATCH, 3, 64, 64), 1000 + NUM_STEPS * epoch + i, torch.float64)
-        yield images, torch.tensor([(3 * j + NUM_STEPS * epoch + i) % 10 for j in range(BATCH)]), torch.arange(BATCH)
+        yield Batch(images, torch.tensor([(3 * j + NUM_STEPS * epoch + i) % 10 for j in range(BATCH)]), torch.arange(BATCH))
 
 
 def sequential_mixing(cfg):
@@ -49,7 +51,8 @@ def build(cfg):
     )
     teacher = no_teacher
     if cfg.distillation != "none":
-        teacher = Teacher(load_golden_weights(timm.create_model("regnety_002", num_classes=10).double()), is_hard=cfg.distillation == "hard")
+        plan = keys.build_plan(BATCH, repeated_aug=False, group_size=BATCH, lanes=1, data_seed=0)
+        teacher = Teacher(load_golden_weights(timm.create_model("regnety_002", num_classes=10).double()), answer=pick_answer(cfg, 10), plan=plan)
     clip = optim.build_clipping(cfg)
     return state, engine.Parts(criterion=losses.build_criterion(cfg), teacher=teacher, mix=sequential_mixing(cfg), clip=clip, rank=CPU)
 

@@ -56,7 +56,7 @@ def main(out: str, dtype: str, *flags: str) -> None:
     with torch.no_grad():
         parts = engine.Parts(
             criterion=losses.build_criterion(cfg),
-            teacher=lambda x: stub(x).argmax(1).detach(),
+            teacher=lambda images, batch, epoch: stub(images).argmax(1).detach(),
             mix=mix,
             clip=record,
             accum_steps=cfg.grad_accum_steps,

@@ -1,0 +1,39 @@
+"""Export a checkpoint to ONNX, TorchScript or torch.export, fused, and verify the file before it is put in place.
+
+    python export_onnx.py --model recnext_m1 --ckpt pretrain/recnext_m1_distill_300e.pth
+    python export_onnx.py --model recnext_m1 --ckpt pretrain/recnext_m1_distill_300e.pth --verify pretrain/recnext_m1_distill_300e.onnx
+
+The input `image` takes normalised images (B, 3, H, W) of any number B; `logits` is (B, classes). The written file is run and compared with
+the network it came from; the figures go into FILE.json beside it. --verify does so with any file of this project, Core ML's too."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+import formats
+import verify
+
+FORMATS = {"onnx": (formats.ONNX, ".onnx"), "torchscript": (formats.TORCHSCRIPT, "_fused.pt"), "torch-export": (formats.PROGRAM, "_fused.pt2")}
+
+
+def run(argv: list[str]) -> None:
+    parser = verify.build_parser(__doc__)
+    verify.add_verify(parser)
+    parser.add_argument("--format", choices=FORMATS, default="onnx", help="kind of file to write (default: onnx)")
+    parser.add_argument("--float16", action="store_true", help="compute in float16, between float32 images and logits")
+    parser.add_argument("--out", metavar="FILE", help="file to write (default: in pretrain/, named after the checkpoint or the model)")
+    args = parser.parse_args(argv)
+    trained = verify.load_for(args)
+    if args.verify:
+        print(formats.verdict(Path(args.verify), trained, args.data_path))
+        return
+    fmt, suffix = FORMATS[args.format]
+    target = Path(args.out) if args.out else verify.default_target(trained, suffix)
+    dtype = torch.float16 if args.float16 else torch.float32
+    described = verify.write_verified(trained, target, fmt, data_path=args.data_path, dtype=dtype)
+    print(verify.report(target, described))
+
+
+if __name__ == "__main__":
+    sys.exit(verify.run_command(run, sys.argv[1:]))

@@ -1,0 +1,100 @@
+"""Evaluate a fused file as `main.py --eval` evaluates a checkpoint: same settings, same data, same last line.
+
+    python fuse_eval.py --model recnext_m1 --resume pretrain/recnext_m1_distill_300e_fused.pt --data-path ~/imagenet
+
+Takes every setting of main.py. --resume is what publish.py --fused writes (a TorchScript program, which is run as it is, or the safetensors
+beside it), or any checkpoint, which is fused first."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import checkpoint
+import config
+import datasets
+import engine
+import export
+import main as train
+import utils
+from config import Config
+from errors import InputError, first_line
+from export import Trained
+from verify import spellings
+
+
+def load(cfg: Config) -> tuple[nn.Module, dict]:
+    """The fused network in --resume, on the CPU, and what its file says of classes and images."""
+    path = checkpoint.fetch(cfg.resume)
+    if isinstance(path, Path) and checkpoint.is_torchscript(path):
+        return export.load_torchscript(path)
+    trained = export.load_trained(cfg.model, cfg.resume, use_ema=cfg.use_ema, img_size=cfg.input_size)
+    return export.fused(trained), export.facts(trained)
+
+
+def _require_fit(net: nn.Module, cfg: Config, num_classes: int) -> None:
+    """InputError where the network does not take the images or has another number of classes."""
+    try:
+        with torch.no_grad():
+            logits = net(torch.zeros(1, 3, cfg.input_size, cfg.input_size))
+    except RuntimeError as error:
+        raise InputError(f"{cfg.resume} does not take images of --input-size {cfg.input_size} ({first_line(error)}): use the size it was made for") from error
+    if not isinstance(logits, torch.Tensor) or logits.shape != (1, num_classes):
+        found = list(logits.shape) if isinstance(logits, torch.Tensor) else f"{len(logits)} outputs"
+        raise InputError(f"{cfg.resume} gives {found} for an image, the data has {num_classes} classes: check --resume and --data-path")
+
+
+def prepare(cfg: Config, rank: utils.Rank) -> dict:
+    """What `engine.evaluate` takes, by name, for the file in --resume; and the names of the classes."""
+    _, images = datasets.open_images(cfg)
+    net, there = load(cfg)
+    for name, here in datasets.facts(cfg, images.classes).items():
+        if name in ("class_names", "input_size", "crop_pct") and there.get(name) not in (None, here):
+            utils.log.warning("%s was made with other %s than this evaluation", cfg.resume, name)
+    _require_fit(net.eval(), cfg, len(images.classes))
+    amp_dtype = utils.pick_amp(cfg.amp, rank.device)
+    memory_format = utils.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
+    parts = engine.EvalParts(amp_dtype=amp_dtype, memory_format=memory_format, rank=rank)
+    net.to(rank.device, memory_format=memory_format)
+    return {"net": net, "loader": datasets.build_val_loader(cfg, images, rank), "parts": parts, "classes": images.classes}
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """Options of a command that measures an accuracy with `measure`, besides --data-path."""
+    parser.add_argument(*spellings("data_set"), default="IMNET", choices=config.FIELDS["data_set"].metadata["choices"], help="kind of --data-path")
+    parser.add_argument(*spellings("batch_size"), type=int, default=64, metavar="N", help="images at a time in the evaluation (default: 64)")
+    parser.add_argument("--device", default="auto", metavar="X", help="where to evaluate (default: a GPU where there is one)")
+
+
+def has_data(args: argparse.Namespace) -> bool:
+    return bool(args.data_path) or args.data_set == "DIGITS"
+
+
+def measure(args: argparse.Namespace, trained: Trained, source: str, *, use_ema: bool = False) -> dict:
+    """Accuracy in full precision of the file `source` on the validation images, and what it was measured on."""
+    data = [f"--data-set={args.data_set}", *([f"--data-path={args.data_path}"] if args.data_path else []), *(["--use-ema"] if use_ema else [])]
+    size = [f"--input-size={trained.input_size}", f"--crop-pct={trained.crop_pct}", f"--batch-size={args.batch_size}"]
+    cfg, _ = config.parse(["--eval", f"--model={trained.name}", f"--resume={source}", f"--device={args.device}", "--amp=none", *size, *data])
+    parts = prepare(cfg, utils.start_process(cfg.device, cfg.seed))
+    return {**engine.evaluate(parts["net"], parts["loader"], parts["parts"]), "data_set": args.data_set, "data_path": args.data_path}
+
+
+def main(argv: list[str]) -> int:
+    cfg, notes = config.parse(["--eval", *argv])
+    rank = utils.start_process(cfg.device, cfg.seed)
+    for note in notes:
+        utils.log.info(note)
+    if not cfg.resume:
+        raise InputError("fuse_eval.py evaluates a file: add --resume FILE")
+    engine.report(**prepare(cfg, rank), report=cfg.report)
+    utils.stop_process()
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (Exception, KeyboardInterrupt) as failure:
+        train.leave(train.explain(failure))

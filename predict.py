@@ -1,0 +1,236 @@
+"""The five most probable classes of images: of files, and of all images in folders and their sub-folders.
+
+    python predict.py cat.jpg --model recnext_m1 --resume pretrain/recnext_m1_distill_300e.pth
+    python predict.py photos/ dog.png --resume checkpoints/m1/checkpoint_best.pth --csv photos.csv
+
+Images are resized, cropped and normalised as the checkpoint's evaluation does. With --csv the predictions go to that file, a line per image
+and rank, written whole or not at all. Files that cannot be read are named and counted on standard error and do not end the run; exit
+status 1 where none could be read or the input is at fault, else 0.
+"""
+
+import argparse
+import contextlib
+import csv
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from timm.data import ImageNetInfo
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+import augment
+import datasets
+from errors import InputError, first_line
+from export import Trained, fused, labels, load_trained
+from timing import open_device, positive_int
+from verify import run_command, spellings
+
+NUM_TOP = 5
+COLUMNS = ("file", "rank", "class", "probability", "index", "label")
+REPORT_EVERY_S = 5
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A class, as its folder is named and as people read it, and its probability."""
+
+    index: int
+    name: str
+    label: str
+    probability: float
+
+
+# --- images ----------------------------------------------------------------------------------------------------------------------------
+
+
+def find_images(paths: list[str]) -> list[str]:
+    """Files as named, and images in folders by their suffix, sorted and without hidden ones; each once. InputError where there are none."""
+    files: list[str] = []
+    for path in paths:
+        if os.path.isdir(path):
+            files += _images_below(path)
+        elif os.path.exists(path):
+            files.append(path)
+        else:
+            raise InputError(f"{path}: there is no such file or folder")
+    if not files:
+        raise InputError(f"{', '.join(paths)}: no image there; their names must end in {', '.join(IMG_EXTENSIONS)}")
+    return list(dict.fromkeys(files))
+
+
+def _images_below(folder: str) -> list[str]:
+    """Images in `folder`, those of its own first; folders that are links count, but none is entered twice."""
+    found, entered = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        is_new = os.path.realpath(place) not in entered
+        entered.add(os.path.realpath(place))
+        folders[:] = sorted(name for name in folders if not name.startswith(".")) if is_new else []
+        if is_new:
+            found += [os.path.join(place, name) for name in sorted(names) if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")]
+    return found
+
+
+def eval_transform(trained: Trained):
+    """The checkpoint's evaluation: PIL image -> (3, input_size, input_size) float32, normalised with its own mean and deviation."""
+    transform = augment.eval_transform(trained.input_size, trained.crop_pct)
+    if (trained.mean, trained.std) == (tuple(augment.MEAN), tuple(augment.STD)):
+        return transform
+    channels = list(zip(trained.mean, trained.std, augment.MEAN, augment.STD, strict=True))
+    shift, scale = [(mean - our_mean) / our_std for mean, _, our_mean, our_std in channels], [std / our_std for _, std, _, our_std in channels]
+    return transforms.Compose([transform, transforms.Normalize(shift, scale)])
+
+
+class Files(Dataset):
+    """(path, image for the network, None), or (path, None, why it cannot be read)."""
+
+    def __init__(self, paths: list[str], transform):
+        self.paths = paths
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[str, Tensor | None, str | None]:
+        path = self.paths[index]
+        try:
+            return path, self.transform(datasets.open_file(path)), None
+        except InputError as error:
+            return path, None, first_line(error)
+
+
+def _as_list(items: list) -> list:
+    return items
+
+
+# --- classes ---------------------------------------------------------------------------------------------------------------------------
+
+
+def name_classes(trained: Trained) -> list[tuple[str, str]]:
+    """(name, label to read) of each class: names are the checkpoint's, else ImageNet-1k's where there are 1000, else numbers."""
+    readable = labels(trained)
+    names = trained.class_names or (ImageNetInfo().label_names() if trained.num_classes == 1000 else readable)
+    if len(names) != trained.num_classes:
+        raise InputError(f"{trained.source} names {len(names)} classes, its network has {trained.num_classes}: the file is damaged, use another")
+    return list(zip(names, readable, strict=True))
+
+
+def top_guesses(logits: Tensor, classes: list[tuple[str, str]]) -> list[Guess]:
+    """The most probable classes of one image, best first; all of fewer than five."""
+    probabilities, indices = logits.float().softmax(0).topk(min(NUM_TOP, len(classes)))
+    return [Guess(index, *classes[index], probability) for index, probability in zip(indices.tolist(), probabilities.tolist(), strict=True)]
+
+
+@torch.inference_mode()
+def predict(net: nn.Module, loader: DataLoader, classes: list[tuple[str, str]], device: torch.device) -> Iterator[tuple[str, list[Guess] | str]]:
+    """(path, guesses) of every image in order, or (path, why it cannot be read). InputError where the network gives no finite numbers."""
+    for batch in loader:
+        images = [image for _, image, _ in batch if image is not None]
+        logits = iter(net(torch.stack(images).to(device)).cpu() if images else ())
+        for path, image, reason in batch:
+            if image is None:
+                yield path, reason
+                continue
+            row = next(logits)
+            if not row.isfinite().all():
+                raise InputError(f"{path}: the network's output is not finite; its training has diverged or the checkpoint is damaged: use an earlier one")
+            yield path, top_guesses(row, classes)
+
+
+# --- what comes out --------------------------------------------------------------------------------------------------------------------
+
+
+def print_guesses(path: str, guesses: list[Guess]) -> None:
+    print(os.fsencode(path).decode(errors="replace"))
+    for rank, guess in enumerate(guesses, 1):
+        print(f"  {rank}  {100 * guess.probability:6.2f} %  {guess.name}{f'  {guess.label}' if guess.label != guess.name else ''}", flush=rank == len(guesses))
+
+
+@contextlib.contextmanager
+def writing(path: Path | None):
+    """The function that takes an image's guesses: prints them without a path, else writes a CSV file that appears once the block is left."""
+    if path is None:
+        yield print_guesses
+        return
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(COLUMNS)
+
+            def write(image: str, guesses: list[Guess]) -> None:
+                rows = enumerate(guesses, 1)
+                writer.writerows((image, rank, one.name, f"{one.probability:.6f}", one.index, one.label) for rank, one in rows)
+
+            yield write
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"--csv {path} cannot be written ({error.strerror or first_line(error)}): name another file") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("paths", nargs="+", metavar="IMAGE_OR_FOLDER")
+    parser.add_argument("--model", help="network of timm's registry (default: the checkpoint's own)")
+    parser.add_argument("--resume", required=True, help="its weights: file, URL or hf-hub:name")
+    parser.add_argument(*spellings("use_ema"), action="store_true", help="the checkpoint's EMA weights")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help=f"write {', '.join(COLUMNS)} there instead of printing")
+    parser.add_argument(*spellings("batch_size"), type=positive_int, default=32, help="images [%(default)s]")
+    parser.add_argument(*spellings("num_workers"), type=int, help="loader processes (default: one per core, none for a single batch)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [%(default)s]")
+    return parser.parse_args(argv)
+
+
+def build_loader(args: argparse.Namespace, files: list[str], trained: Trained) -> DataLoader:
+    num_workers = args.num_workers
+    if num_workers is None:
+        num_workers = min(8, os.cpu_count()) if len(files) > args.batch_size else 0
+    if num_workers < 0:
+        raise InputError(f"--num-workers {num_workers} is no number of processes: give 0 or more")
+    return DataLoader(Files(files, eval_transform(trained)), batch_size=args.batch_size, collate_fn=_as_list, num_workers=num_workers)
+
+
+def run(argv: list[str]) -> None:
+    """Predict, and say how many images could be read. InputError where none could."""
+    args = parse(argv)
+    files, device = find_images(args.paths), open_device(args.device)
+    with writing(args.csv) as write:
+        trained = load_trained(args.model, args.resume, use_ema=args.use_ema)
+        if trained.class_names is None:
+            say(f"{args.resume} holds no class names: {'those of ImageNet-1k' if trained.num_classes == 1000 else 'numbers'} take their place")
+        num_read, said_at = 0, time.monotonic()
+        outcomes = predict(fused(trained).to(device), build_loader(args, files, trained), name_classes(trained), device)
+        for count, (path, outcome) in enumerate(outcomes, 1):
+            if isinstance(outcome, str):
+                say(outcome)
+                continue
+            write(path, outcome)
+            num_read += 1
+            if time.monotonic() - said_at > REPORT_EVERY_S:
+                said_at = time.monotonic()
+                say(f"{count} of {len(files)} images")
+        if num_read == 0:
+            raise InputError(f"none of {len(files)} images could be read")
+    say(f"{num_read} of {len(files)} images predicted, {len(files) - num_read} could not be read{f'; {args.csv} written' if args.csv else ''}")
+
+
+def main(argv: list[str]) -> int:
+    """Exit status: 0, or 1 with one message where the input is at fault or no image could be read."""
+    return run_command(run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,141 @@
+"""Throughput of fused networks, images per second, on any device.
+
+    python speed_gpu.py --model recnext_m1
+    python speed_gpu.py --model recnext_m1,recnext_a1,lsnet_t --batch-size 256 --amp bf16 --out speed.json
+    python speed_gpu.py --model recnext_m1 --resume pretrain/recnext_m1_distill_300e.pth --device cpu --threads 1
+
+All models and forms (eager, channels-last, compiled) are measured in turns, round after round, in one table: median over rounds, and the
+lowest and highest round. The table is Markdown, on standard output; what is left out, and why, on standard error. Exit status 1 where
+nothing could be measured.
+"""
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import timing
+from export import Trained, fused
+from timing import Case, Setup
+from verify import run_command, spellings
+
+CPU_CAP = 64  # images; a processor's throughput no longer grows there, and batches beyond take many seconds
+ACCELERATOR_CAP = 2**16
+LAYERS_HELD = 4  # largest layers whose tensors are alive at once: measured 0.9 to 3.4 over eight families, most where a mixer is recursive
+MEMORY_SHARE = 0.5  # of the free memory, as a processor has no allocator whose refusal would be harmless
+
+
+def free_memory() -> int | None:
+    """Bytes that can still be allocated without swapping, within the control group's limit; None where the system does not say."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (int((group / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # no such group, or "max": no limit
+        return free
+    return min(free, limit - used)
+
+
+def image_bytes(trained: Trained) -> int:
+    """Memory that one image takes while the network runs, estimated from the layer that reads and writes the most."""
+    largest = 0
+
+    def note(module, inputs, output) -> None:
+        nonlocal largest
+        largest = max(largest, sum(value.numel() * value.element_size() for value in (*inputs, output) if isinstance(value, torch.Tensor)))
+
+    net = fused(trained)
+    for module in [module for module in net.modules() if not any(module.children())]:
+        module.register_forward_hook(note)
+    timing.forward(net, timing.Images(1, torch.device("cpu")).get(trained.input_size), None)
+    return LAYERS_HELD * largest
+
+
+def fits_memory(trained: Trained) -> Callable[[int], bool]:
+    """Whether that many images fit into the memory that is free now."""
+    free, per_image = free_memory(), image_bytes(trained)
+    return lambda batch_size: free is None or batch_size * per_image <= MEMORY_SHARE * free
+
+
+def fits_accelerator(setup: Setup, trained: Trained, batch_size: int) -> bool:
+    """Whether a batch runs in both layouts: found out by running it."""
+    builders = timing.torch_builders(setup.args.amp)
+    try:
+        net, images = fused(trained).to(setup.device), timing.Images(batch_size, setup.device)
+        for form in ("eager", "channels_last"):
+            builders[form](trained, net, images)()
+            timing.synchroniser(setup.device)()
+    except RuntimeError:  # out of memory, or a batch that a kernel cannot index: both are too large
+        return False
+    return True
+
+
+def largest_batch(fits: Callable[[int], bool], cap: int) -> int:
+    """The largest power of two up to `cap` for which, and for all before it, `fits` is true; 1 if there is none, whose failure will say why."""
+    batch_size = 1
+    while batch_size * 2 <= cap and fits(batch_size * 2):
+        batch_size *= 2
+    return batch_size
+
+
+def choose_batch(setup: Setup, subjects: list[Trained]) -> int:
+    """The largest power of two that fits for every model, for figures of one batch size compare; says what limits it."""
+    is_cpu = setup.device.type == "cpu"
+    cap = CPU_CAP if is_cpu else ACCELERATOR_CAP
+    limit = f"the cap of {cap} on {setup.device.type}"
+    for trained in subjects:
+        batch_size = largest_batch(fits_memory(trained) if is_cpu else functools.partial(fits_accelerator, setup, trained), cap)
+        if batch_size < cap:
+            cap, limit = batch_size, f"the memory for {trained.name}"
+    setup.report(f"batch size {cap}, the largest power of two within {limit}")
+    return cap
+
+
+def build_cases(setup: Setup, subjects: list[Trained]) -> list[Case]:
+    """What is to be measured; with --batch-size auto, half the batch as often as a form of a model runs out of memory."""
+    is_auto = setup.args.batch_size == "auto"
+    batch_size = choose_batch(setup, subjects) if is_auto else setup.args.batch_size
+    while True:
+        cases = timing.build_cases(setup, subjects, timing.torch_builders(setup.args.amp), batch_size)
+        if not (is_auto and batch_size > 1 and any(case.is_out_of_memory for case in cases)):
+            return cases
+        del cases  # room for the next
+        batch_size //= 2
+        setup.report(f"batch size {batch_size}, for a larger one does not fit in every form")
+
+
+def batch_size_or_auto(text: str) -> int | str:
+    return text if text == "auto" else timing.positive_int(text)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    timing.add_arguments(parser, forms=timing.FORMS, default_forms=timing.FORMS, num_rounds=10, threads=None)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [%(default)s]")
+    parser.add_argument("--amp", default="none", choices=("none", "bf16", "fp16"), help="autocast type [%(default)s]")
+    batch_help = "images, or auto: the largest power of two that fits [%(default)s]"
+    parser.add_argument(*spellings("batch_size"), type=batch_size_or_auto, default="auto", help=batch_help)
+    return parser.parse_args(argv)
+
+
+def run(argv: list[str]) -> None:
+    args = parse(argv)
+    setup = timing.start(args, forms=timing.FORMS, report=lambda text: print(text, file=sys.stderr, flush=True))
+    cases = build_cases(setup, timing.load(args))
+    print(timing.finish(setup, cases, is_latency=False))
+
+
+def main(argv: list[str]) -> int:
+    """Exit status: 0, or 1 with one message where the input is at fault or nothing could be measured."""
+    return run_command(run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
