@@ -24,6 +24,7 @@ FLOORS |= {
     "coreml": 5,
     "main": 5,
     "formats": 6,
+    "timing": 7,
     "fuse_eval": 6,
     "publish": 7,
     "upload": 7,

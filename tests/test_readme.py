@@ -38,7 +38,31 @@ def test_flags_in_the_text_exist():
     own = README[README.index("## Quick start") : README.index("`python flops.py -m all`")]
     flags = {flag.replace("_", "-") for flag in re.findall(r"(?<![\w-])--[a-z][\w-]+", own)}
     others = {"--nproc-per-node", "--use-env", "--nodes", "--gpus-per-node", "--archives", "--out"}
-    others |= {"--ckpt", "--verify", "--format", "--float16", "--float32", "--legacy", "--fused", "--distillation", "--repo-id", "--dry-run"}
+    others |= {
+        "--forms",
+        "--threads",
+        "--accuracy",
+        "--prepare-limit",
+        "--scatter",
+        "--plot",
+        "--csv",
+        "--out",
+        "--model-name",
+        "--checkpoint-path",
+        "--data-dir",
+        "--checkpoint",
+        "--img-size",
+        "--ckpt",
+        "--verify",
+        "--format",
+        "--float16",
+        "--float32",
+        "--legacy",
+        "--fused",
+        "--distillation",
+        "--repo-id",
+        "--dry-run",
+    }
     assert flags - parser_flags - others == set()
 
 
