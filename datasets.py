@@ -343,16 +343,15 @@ class _Rooms:
 
     def __init__(self):
         self._storages: list[torch.UntypedStorage] = []
-        self._turn = 0
+        self._turn = -1
 
     def next(self, num_bytes: int) -> torch.UntypedStorage:
         """Room of at least `num_bytes`, that used longest ago."""
-        if self._storages and self._storages[0].nbytes() < num_bytes:
-            self._storages = []
-        if len(self._storages) < PREFETCH + 2:
+        self._turn = (self._turn + 1) % (PREFETCH + 2)
+        if self._turn == len(self._storages):
             self._storages.append(torch.UntypedStorage._new_shared(num_bytes))
-            return self._storages[-1]
-        self._turn = (self._turn + 1) % len(self._storages)
+        elif self._storages[self._turn].nbytes() < num_bytes:  # made for an epoch's last batch
+            self._storages[self._turn] = torch.UntypedStorage._new_shared(num_bytes)
         return self._storages[self._turn]
 
 

@@ -54,7 +54,7 @@ def train(cfg: config.Config, rank) -> int:
         checkpoint.resume(cfg, state, source, run=run, rank=rank)
     parts = engine.Parts(
         criterion=losses.build_criterion(cfg),
-        teacher=teacher_labels.build_teacher(cfg, loader, num_classes, rank, epochs=range(state.epoch, cfg.epochs)),
+        teacher=teacher_labels.build_teacher(cfg, loader, rank, num_classes=num_classes, epochs=range(state.epoch, cfg.epochs)),
         mix=augment.build_mixing(cfg, loader.plan, num_classes),
         clip=optim.build_clipping(cfg),
         amp_dtype=amp_dtype,
@@ -126,7 +126,7 @@ def explain(error: BaseException) -> int:
 
         if StopRequest.is_made:  # the launcher's signal came while this process still waited for one that is gone
             return 1
-    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+    if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error):
         error = InputError("a loader process was killed from outside, often for want of memory: lower --num_workers, then --resume auto")
     if not isinstance(error, InputError):
         traceback.print_exception(error)
