@@ -36,7 +36,9 @@ class EvalParts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parts(EvalParts):
-    """What every training step uses and none changes. `mix`, `teacher` and `clip` may be neutral."""
+    """What every training step uses. `mix`, `teacher` and `clip` may be neutral.
+
+    `teacher(images, batch, epoch)` answers for mixed images, and is told by `teacher.end_epoch(epoch)` when an epoch is over or left."""
 
     criterion: Callable
     teacher: Callable

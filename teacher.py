@@ -199,7 +199,7 @@ def _create(cfg: Config, num_classes: int) -> tuple[nn.Module, dict[str, Tensor]
     return net, state
 
 
-def load_teacher(cfg: Config, num_classes: int, rank: Rank, plan: Plan) -> Teacher:
+def load_teacher(cfg: Config, num_classes: int, rank: Rank, *, plan: Plan) -> Teacher:
     """The recipe's teacher on the run's device. InputError where it cannot be had or does not fit the data."""
     if not timm.is_model(cfg.teacher_model):
         raise InputError(f"--teacher-model {cfg.teacher_model} is no model that timm or this project knows")

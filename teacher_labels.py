@@ -59,7 +59,7 @@ NOT_COMPARED = {
 }
 
 
-def fingerprint(cfg: Config, dataset: TrainingSet, num_classes: int, device: torch.device) -> dict:
+def fingerprint(cfg: Config, dataset: TrainingSet, *, num_classes: int, device: torch.device) -> dict:
     """All that labels depend on but the teacher's weights, by field; plain JSON."""
     plan = dataset.plan
     found = {
@@ -195,18 +195,18 @@ def canary_differences(stored: list[dict], here: list[dict]) -> list[str]:
 # ---- the start of a run
 
 
-def build_teacher(cfg: Config, loader: TrainLoader, num_classes: int, rank: Rank, *, epochs: range) -> "NoTeacher | Teacher | StoredLabels":
+def build_teacher(cfg: Config, loader: TrainLoader, rank: Rank, *, num_classes: int, epochs: range) -> "NoTeacher | Teacher | StoredLabels":
     """What answers for the teacher in training: nothing without distillation, the teacher, or stored labels of `epochs` with the
     teacher for those that are missing."""
     if cfg.distillation == "none":
         return no_teacher
     if cfg.labels_mode == "off":
-        return load_teacher(cfg, num_classes, rank, loader.plan)
+        return load_teacher(cfg, num_classes, rank, plan=loader.plan)
     plan, answer = loader.plan, pick_answer(cfg, num_classes)
     store = open_store(cfg, plan, num_classes)
-    survey = Survey(cfg, store, loader, num_classes, rank)
+    survey = Survey(cfg, store, loader, num_classes=num_classes, rank=rank)
     needs_teacher = from_main(lambda: survey.needs_teacher(epochs), rank)
-    teacher = load_teacher(cfg, num_classes, rank, plan) if needs_teacher else None
+    teacher = load_teacher(cfg, num_classes, rank, plan=plan) if needs_teacher else None
     if rank.is_main and teacher is not None:
         survey.compare_weights(teacher.weights)
     batch_size = loader.sampler.batch_size
@@ -244,7 +244,7 @@ def from_main(make: Callable, rank: Rank):
 class Survey:
     """The first process's look at a store before a run: is it for this run, and what does it hold?"""
 
-    def __init__(self, cfg: Config, store: LabelStore, loader: TrainLoader, num_classes: int, rank: Rank):
+    def __init__(self, cfg: Config, store: LabelStore, loader: TrainLoader, *, num_classes: int, rank: Rank):
         self.cfg, self.store, self.loader = cfg, store, loader
         self.dataset: TrainingSet = loader.loader.dataset
         self.num_classes, self.rank = num_classes, rank
@@ -273,7 +273,7 @@ class Survey:
             raise InputError(
                 f"{self.store.folder} holds labels but no {config.LABELS_MANIFEST}, which says what for: restore it from a copy, or choose another folder"
             )
-        self.here = fingerprint(self.cfg, self.dataset, self.num_classes, self.rank.device)
+        self.here = fingerprint(self.cfg, self.dataset, num_classes=self.num_classes, device=self.rank.device)
         if self.manifest is None:
             return
         if self.manifest["format"] != FORMAT:
@@ -336,6 +336,8 @@ class Survey:
     def _log(self, num_epochs: int, num_missing: int, *, needs_teacher: bool) -> None:
         mode = self.cfg.labels_mode
         then = {True: "the teacher labels what is missing, which is then stored", False: "the teacher is not built"}[needs_teacher]
+        if not needs_teacher and "teacher.weights" not in self.here:
+            then += ", and its weights are not compared (--teacher-path is no local file)"
         if mode == "verify":
             then = f"the teacher is asked again about one group in {VERIFY_ONE_IN}" + (", and about what is missing" if num_missing else "")
         if mode == "write":
@@ -394,7 +396,7 @@ class StoredLabels:
         parts = group_parts(self.plan, batch.positions)
         own, partner = self._classes(batch, parts)
         if self.num_stored:
-            self._check_groups(batch, parts, codes, is_stored.numpy(), own, partner)
+            self._check_groups(batch, parts, labels=codes[:, 0], is_stored=is_stored, own=own, partner=partner)
         answers = codes.to(images.device) if images.device.type == "cpu" else codes.pin_memory().to(images.device, non_blocking=True)
         for group, start, stop in parts:
             rows = slice(start, stop)
@@ -402,10 +404,10 @@ class StoredLabels:
             if is_missing or self._is_verified(group):
                 logits = self._logits(images[rows], epoch, group)
                 if self._is_verified(group):
-                    self._verify(logits, answers[rows], is_stored[rows], group)
+                    self._verify(logits, answers[rows], is_stored[rows], group=group)
                 if is_missing:
                     self._fill(answers[rows], self.answer.encode(logits), is_stored[rows])
-                    self._keep(answers[rows], batch.positions[rows], batch.pixel_hashes[rows], own[rows], partner[rows])
+                    self._keep(answers[rows], batch.positions[rows], hashes=batch.pixel_hashes[rows], own=own[rows], partner=partner[rows])
         return self.answer.decode(answers)
 
     def start_epoch(self, epoch: int) -> None:
@@ -441,11 +443,11 @@ class StoredLabels:
 
     # ---- checks of what was read
 
-    def _check_groups(self, batch: Batch, parts: list, codes: Tensor, is_stored: np.ndarray, own: np.ndarray, partner: np.ndarray) -> None:
+    def _check_groups(self, batch: Batch, parts: list, *, labels: Tensor, is_stored: Tensor, own: np.ndarray, partner: np.ndarray) -> None:
         """InputError where the images of a group, or how many of its labels are their classes, are not those that were stored.
 
         Groups are checked when their last image has been seen, in whichever process and step."""
-        labels = codes[:, 0].numpy().view(np.uint16)
+        labels, is_stored = labels.numpy().view(np.uint16), is_stored.numpy()
         is_agreeing = is_stored & ((labels == own) | (labels == partner))
         hashes = np.where(is_stored, batch.pixel_hashes.numpy(), 0)
         starts = [start for _, start, _ in parts]
@@ -482,7 +484,7 @@ class StoredLabels:
     def _is_verified(self, group: int) -> bool:
         return self.mode == "verify" and draw_words("verify", self.plan.data_seed, self.epoch, group)[0] % VERIFY_ONE_IN == 0
 
-    def _verify(self, logits: Tensor, answers: Tensor, is_stored: Tensor, group: int) -> None:
+    def _verify(self, logits: Tensor, answers: Tensor, is_stored: Tensor, *, group: int) -> None:
         """InputError where the teacher's top class is not the stored one, unless its logits nearly tie."""
         stored, logits = answers[:, 0].long()[is_stored] & 0xFFFF, logits[is_stored]
         top = logits.max(dim=1)
@@ -511,7 +513,7 @@ class StoredLabels:
         """Write the fresh answers where none are stored, in place."""
         answers.copy_(torch.where(is_stored.to(answers.device).unsqueeze(1), answers, fresh) if is_stored.any() else fresh)
 
-    def _keep(self, answers: Tensor, positions: Tensor, hashes: Tensor, own: np.ndarray, partner: np.ndarray) -> None:
+    def _keep(self, answers: Tensor, positions: Tensor, *, hashes: Tensor, own: np.ndarray, partner: np.ndarray) -> None:
         if not self.has_fresh:
             self._make_room(answers.device)
             self.has_fresh = True

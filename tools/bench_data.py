@@ -19,17 +19,13 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
 
-import checkpoint  # noqa: E402
 import config  # noqa: E402
 import datasets  # noqa: E402
-import engine  # noqa: E402
-import losses  # noqa: E402
-import model  # noqa: E402
-import optim  # noqa: E402
+import keys  # noqa: E402
 import teacher  # noqa: E402
 import utils  # noqa: E402
+from benchmarks import distill  # noqa: E402
 from errors import InputError  # noqa: E402
 
 STORAGE_THREADS = 16
@@ -73,39 +69,18 @@ def loader_rate(cfg: config.Config, images: datasets.Images, rank: utils.Rank, s
     return num_images / (time.perf_counter() - start)
 
 
-def model_rate(cfg: config.Config, num_classes: int, rank: utils.Rank, seconds: float, *, with_teacher: bool) -> float:
+def model_rate(cfg: config.Config, rank: utils.Rank, seconds: float, *, with_teacher: bool) -> float:
     """Training images per second of the model's steps, on one made-up batch, for about `seconds`."""
-    amp_dtype = utils.pick_amp(cfg.amp, rank.device)
-    memory_format = utils.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
-    net = model.build(cfg, num_classes, distillation=with_teacher).to(rank.device, memory_format=memory_format)
-    optimizer = optim.build_optimizer(cfg, net, cfg.batch_size)
-    scheduler, scaler = optim.build_scheduler(cfg, optimizer), utils.build_scaler(cfg.amp, rank.device)
-    state = checkpoint.TrainState(net=net, ema=optim.build_ema(cfg, net), optimizer=optimizer, scheduler=scheduler, scaler=scaler)
-    parts = engine.Parts(
-        criterion=losses.build_criterion(cfg),
-        teacher=random_teacher(cfg, num_classes, rank) if with_teacher else teacher.no_teacher,
-        mix=lambda images, targets, epoch, positions: (images, torch.nn.functional.one_hot(targets, num_classes).float()),
-        clip=optim.build_clipping(cfg),
-        amp_dtype=amp_dtype,
-        memory_format=memory_format,
-        rank=rank,
-    )
-    images = torch.randn(cfg.batch_size, 3, cfg.input_size, cfg.input_size, device=rank.device)
-    batch = datasets.Batch(images, torch.arange(cfg.batch_size, device=rank.device) % num_classes, torch.arange(cfg.batch_size))
-    net.train()
-    engine.train_step(parts, state, [batch], epoch=0, step=0).item()
+    cfg = cfg if with_teacher else dataclasses.replace(cfg, distillation_type="none")
+    plan = keys.build_plan(cfg.batch_size, repeated_aug=False, group_size=cfg.batch_size, lanes=1, data_seed=0)
+    batch = distill.build_batch(plan, cfg.input_size)
+    side = distill.build_side(cfg, plan, distill.build_online(cfg, plan, rank) if with_teacher else teacher.no_teacher, rank)
+    distill.visit_s(side, batch, 1)
     start, num_steps = time.perf_counter(), 0
     while num_steps == 0 or time.perf_counter() - start < seconds:
-        engine.train_step(parts, state, [batch], epoch=0, step=num_steps).item()
+        distill.visit_s(side, batch, 1)
         num_steps += 1
-    return num_steps * cfg.batch_size / (time.perf_counter() - start)
-
-
-def random_teacher(cfg: config.Config, num_classes: int, rank: utils.Rank) -> teacher.Teacher:
-    """The recipe's teacher with random weights."""
-    net = model.create_model(cfg.teacher_model, num_classes=num_classes)
-    memory_format = utils.pick_memory_format(cfg.memory_format, rank.device, None)
-    return teacher.Teacher(net.to(rank.device, memory_format=memory_format), is_hard=cfg.distillation == "hard")
+    return num_steps * plan.num_positions / (time.perf_counter() - start)
 
 
 def conclude(rates: dict[str, float], num_workers: int) -> str:
@@ -149,9 +124,9 @@ def main(argv: list[str]) -> None:
         add("storage", float("inf"), "not measured: the images are in memory or in a tar")
     add("one loader process", loader_rate(dataclasses.replace(cfg, num_workers=1), images, rank, own.seconds), f"{cfg.loader} loader")
     add("all loader processes", loader_rate(cfg, images, rank, own.seconds), f"{num_workers} processes on {os.cpu_count()} cores")
-    add("model", model_rate(cfg, len(images.classes), rank, own.seconds, with_teacher=False), f"{cfg.model} on {rank.device}, batch {cfg.batch_size}")
+    add("model", model_rate(cfg, rank, own.seconds, with_teacher=False), f"{cfg.model} on {rank.device}, batch {cfg.batch_size}")
     if cfg.distillation != "none":
-        add("model with teacher", model_rate(cfg, len(images.classes), rank, own.seconds, with_teacher=True), f"{cfg.teacher_model} online")
+        add("model with teacher", model_rate(cfg, rank, own.seconds, with_teacher=True), f"{cfg.teacher_model} online")
     print(conclude(rates, num_workers))
 
 

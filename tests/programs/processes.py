@@ -1,0 +1,58 @@
+"""Several processes per command without a launcher: `python tests/programs/processes.py JSON`, one that imports and then forks the others.
+
+JSON is a list of [number of processes, "main" or "make_teacher_labels", arguments]; prints a JSON list of [exit codes, standard error]."""
+
+import importlib
+import json
+import os
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import torch  # noqa: E402
+
+import main  # noqa: E402
+import teacher_labels  # noqa: E402, F401  (imported here, once for all)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def run(module: str, argv: list[str], env: dict[str, str], errors) -> None:
+    """One process's life; does not return."""
+    os.environ.update(env)
+    os.dup2(errors.fileno(), 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    torch.set_num_threads(1)
+    try:
+        os._exit(importlib.import_module(module).main(argv))
+    except Exception as error:
+        main.leave(main.explain(error))
+
+
+def launch(num_processes: int, module: str, argv: list[str]) -> tuple[list[int], str]:
+    """Exit codes of the processes, and what they wrote to standard error."""
+    shared = {"WORLD_SIZE": num_processes, "LOCAL_WORLD_SIZE": num_processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    children = []
+    with tempfile.TemporaryFile("w+") as errors:
+        for rank in range(num_processes):
+            child = os.fork()
+            if child == 0:
+                run(module, argv, {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}, errors)
+            children.append(child)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        errors.seek(0)
+        return codes, errors.read()
+
+
+if __name__ == "__main__":
+    modules = {"main": "main", "make_teacher_labels": "tools.make_teacher_labels"}
+    for module in modules.values():
+        importlib.import_module(module)
+    print(json.dumps([launch(num_processes, modules[name], argv) for num_processes, name, argv in json.loads(sys.argv[1])]))

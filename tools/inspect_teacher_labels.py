@@ -1,0 +1,77 @@
+"""What a folder of teacher labels holds, and whether it is whole.
+
+    python tools/inspect_teacher_labels.py labels
+
+One line per epoch: how many positions have a label, whether the files' checksums are right, and how many labels are the class of the image or
+of the one it is mixed with. Ends with code 1 if anything is damaged; that some labels are missing is no damage."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import config  # noqa: E402
+from errors import InputError  # noqa: E402
+from label_store import LabelStore  # noqa: E402
+
+
+def open_store(folder: Path, fingerprint: dict) -> LabelStore:
+    """The store that its fingerprint describes. InputError where that says too little."""
+    try:
+        num_positions, group_size = fingerprint["plan.num_positions"], fingerprint["plan.group_size"]
+        num_top = min(fingerprint["labels.topk"] or 0, fingerprint["teacher.num_classes"])
+        return LabelStore(folder, num_positions=num_positions, num_groups=num_positions // group_size, width=2 * num_top + 1)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder / config.LABELS_MANIFEST} is damaged (it lacks {error}): restore it from a copy") from error
+
+
+def describe_epoch(store: LabelStore, epoch: int) -> tuple[str, bool]:
+    """A line of the table, and whether the epoch is sound."""
+    try:
+        page = store.read(epoch)
+    except InputError as error:
+        return f"{epoch:>6}  DAMAGED  {error}", False
+    if page is None:
+        return f"{epoch:>6}  absent: a run was stopped while it wrote these files; the next one replaces them", True
+    num_filled, num_agree = int(page.is_filled.sum()), int(page.checks["num_agree"].sum())
+    is_complete = num_filled == store.num_positions
+    state = "complete" if is_complete else f"{store.num_positions - num_filled} missing"
+    agreement = f"{100 * num_agree / num_filled:6.2f} %" if num_filled else "-"
+    return f"{epoch:>6}{num_filled:>12}{state:>18}{'ok':>10}{agreement:>12}", True
+
+
+def inspect(folder: Path) -> bool:
+    """Print what is there; whether all of it is sound."""
+    manifest = config.read_manifest(folder)
+    if manifest is None:
+        raise InputError(f"{folder} holds no teacher labels: there is no {config.LABELS_MANIFEST}")
+    store = open_store(folder, manifest["fingerprint"])
+    print(f"{folder}: {manifest['format']}")
+    for part in ("settings", "fingerprint", "versions"):
+        for name, value in manifest[part].items():
+            print(f"  {name if part == 'fingerprint' else f'{part}.{name}'}: {value}")
+    print(f"\n{'epoch':>6}{'labels':>12}{'of ' + str(store.num_positions):>18}{'checksum':>10}{'agreement':>12}")
+    is_sound = True
+    epochs = store.epochs()
+    for epoch in epochs:
+        line, is_epoch_sound = describe_epoch(store, epoch)
+        print(line)
+        is_sound &= is_epoch_sound
+    print(f"{len(epochs)} epochs, {store.num_bytes / 1e6:.2f} MB each when complete" + ("" if is_sound else "; something is DAMAGED"))
+    return is_sound
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder given as --teacher-labels")
+    args = parser.parse_args(argv)
+    try:
+        return 0 if inspect(args.folder.expanduser()) else 1
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
