@@ -145,6 +145,8 @@ def _open_spec(path: Path):
 
 def _image_faults(spec, trained: Trained, class_names: list[str]) -> list[str]:
     """What is wrong with the image input or the class labels."""
+    if len(spec.description.input) != 1:
+        return [f"it takes {len(spec.description.input)} inputs where one image is due"]
     (given,) = spec.description.input
     image, faults = given.type.imageType, []
     if given.type.WhichOneof("Type") != "imageType" or (image.width, image.height) != (trained.input_size,) * 2:

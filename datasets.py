@@ -447,10 +447,10 @@ class ValidationSet(_LoadedSet):
 def _to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its images on `device` and finished, in memory that no loader process overwrites."""
     images = batch.images.clone() if batch.images.is_shared() else batch.images
-    images, targets = images.to(device, non_blocking=True), batch.targets.to(device, non_blocking=True)
+    images = images.to(device, non_blocking=True)
     if batch.erased is not None:
         images = augment.finish(images, batch.erased._replace(fill=batch.erased.fill.to(device, non_blocking=True)))
-    return batch._replace(images=images, targets=targets, erased=None)
+    return batch._replace(images=images, erased=None)
 
 
 def _ready(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

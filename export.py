@@ -46,7 +46,6 @@ class Trained:
     metrics: dict = dataclasses.field(default_factory=dict)
     args: dict = dataclasses.field(default_factory=dict)
     is_fused: bool = False
-    is_distilled: bool = False
     model_kwargs: dict = dataclasses.field(default_factory=dict)
 
 
@@ -126,7 +125,7 @@ def load_trained(name: str | None, source: str | None, *, use_ema: bool = False,
     InputError where the file cannot be read or does not fit."""
     saved = read_file(source) if source else {}
     args = _own_args(saved)
-    name = name or args.get("model")
+    name = name or args.get("model") or saved.get("model_name")
     if name is None:
         raise InputError(f"{source} does not say what network it is of: add --model NAME")
     pretrained_cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
@@ -143,11 +142,14 @@ def load_trained(name: str | None, source: str | None, *, use_ema: bool = False,
         if count != built:
             net, built = _build(cfg, state, count)[0], count
         checkpoint.load_weights(net, state, where=source)
+    names = saved.get("class_names")
+    if names is not None and not len(names) == len(set(names)) == built:
+        raise InputError(f"{source} names {len(set(names))} different classes, its network has {built}: the file is damaged, use another")
     return Trained(
         net=net,
         name=name,
         num_classes=built,
-        class_names=saved.get("class_names"),
+        class_names=names,
         input_size=size,
         mean=tuple(saved.get("mean", augment.MEAN)),
         std=tuple(saved.get("std", augment.STD)),
@@ -158,9 +160,18 @@ def load_trained(name: str | None, source: str | None, *, use_ema: bool = False,
         metrics=saved.get("metrics") or {},
         args=args,
         is_fused=is_fused,
-        is_distilled=any("dist" in key for key in state),
         model_kwargs=options,
     )
+
+
+def distillation(trained: Trained) -> str | None:
+    """How the network was distilled: `none`, `soft` or `hard`, as its run's settings or its published file name say; None where neither does.
+
+    Its weights do not tell: many networks have a second head either way."""
+    if "distillation_type" in trained.args:
+        return trained.args["distillation_type"] or ("none" if trained.args.get("finetune") else "hard")
+    stem = Path(trained.source).stem if trained.source else ""
+    return "none" if "_without_distill" in stem else "hard" if "_distill" in stem else None
 
 
 def fused(trained: Trained) -> nn.Module:

@@ -204,6 +204,8 @@ def _open_onnx(path: Path, trained: Trained) -> Opened:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # protobuf and the runtime raise kinds of their own
         raise InputError(f"it is no ONNX file that onnxruntime runs ({first_line(error)}): write it again") from error
+    if len(session.get_inputs()) != 1:
+        raise InputError(f"it takes {len(session.get_inputs())} inputs where one is due: another model")
     (image,) = session.get_inputs()
 
     def run(images: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import ctypes
 import functools
 import math
 import random
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,13 +80,14 @@ _FRAMES = range(0xC0, 0xD0)  # markers that start a frame, but for the three tha
 _OTHER = (0xC4, 0xC8, 0xCC)
 _BASELINE = 0xC0
 _SCAN = 0xDA
+_AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # a marker that is no part of a scan, as stuffed bytes and restarts are
 
 
 @dataclass(frozen=True)
 class _Frame:
     """Where a JPEG's bytes tell of its frame: offset of the frame's marker, and what is in it.
 
-    `can_stop`: its scan can be left after any row, for all components are coded in one pass and the end of the file is there."""
+    `can_stop`: its scan can be left after any row, for all components are coded in one pass, and nothing but the end follows."""
 
     offset: int
     height: int
@@ -111,7 +113,8 @@ def _find_frame(data: bytes) -> _Frame | None:
         return None
     start, kind, num_components = frame
     height, width = (int.from_bytes(data[start + i : start + i + 2], "big") for i in (5, 7))
-    can_stop = kind == _BASELINE and data[offset + 4] == num_components and data.rfind(b"\xff\xd9", offset) > 0
+    end = _AFTER_SCAN.search(data, offset + 2 + length)
+    can_stop = kind == _BASELINE and data[offset + 4] == num_components and end is not None and end[0] == b"\xff\xd9"
     return _Frame(start, height, width, can_stop) if height and width else None
 
 
@@ -187,6 +190,8 @@ class RandomResizedCrop(RandomResizedCropAndInterpolation):
     def __call__(self, image: Tensor | Encoded) -> Tensor:
         top_row, left, height, width = self.get_params(image, self.scale, self.ratio)
         interpolation = random.choice(self.interpolation) if isinstance(self.interpolation, tuple | list) else self.interpolation
+        if not (height and width):  # drawn for images of a pixel or two; Pillow makes them black
+            return from_array(np.zeros((*self.size, 3), np.uint8))
         crop = top(image, top_row + height)[:, top_row:, left : left + width]
         return resized(crop, self.size, _MODE_OF_PIL.get(interpolation, interpolation))
 

@@ -116,8 +116,6 @@ def name_classes(trained: Trained) -> list[tuple[str, str]]:
     """(name, label to read) of each class: names are the checkpoint's, else ImageNet-1k's where there are 1000, else numbers."""
     readable = labels(trained)
     names = trained.class_names or (ImageNetInfo().label_names() if trained.num_classes == 1000 else readable)
-    if len(names) != trained.num_classes:
-        raise InputError(f"{trained.source} names {len(names)} classes, its network has {trained.num_classes}: the file is damaged, use another")
     return list(zip(names, readable, strict=True))
 
 

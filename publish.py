@@ -17,17 +17,16 @@ import formats
 import fuse_eval
 import verify
 from errors import InputError
-from export import Trained
+from export import Trained, distillation
 from verify import spellings
 
 
 def contradictions(args: argparse.Namespace, trained: Trained, epochs: int) -> list[str]:
     """What the file's name will say that the checkpoint does not."""
     found = []
-    if "distillation_type" in trained.args:
-        how = trained.args["distillation_type"] or ("none" if trained.args.get("finetune") else "hard")
-        if (how != "none") != args.distillation:
-            found.append(f"the checkpoint was trained with distillation {how}: {'drop' if args.distillation else 'add'} --distillation to name the file so")
+    how = distillation(trained)
+    if how is not None and (how != "none") != args.distillation:
+        found.append(f"the checkpoint was trained with distillation {how}: {'drop' if args.distillation else 'add'} --distillation to name the file so")
     if trained.args.get("epochs", epochs) != epochs:
         found.append(f"the checkpoint is of a run of {trained.args['epochs']} epochs, the file's name will say {epochs}")
     return found
@@ -62,14 +61,14 @@ def publish(args: argparse.Namespace, trained: Trained, epochs: int) -> list[str
         lines.append(f"accuracy of {target.name}: acc1 {text} of {args.data_path or args.data_set}")
     else:
         lines.append("accuracy: not measured; give --data-path to evaluate the file")
-    copied = copy_log(args.ckpt, folder / f"{name}.txt")
+    copied = copy_log(args.ckpt, folder / f"{stem}.txt")
     return [*lines, *([copied] if copied else [])]
 
 
 def run(argv: list[str]) -> None:
     parser = verify.build_parser(__doc__, model=("model_name", "model"), ckpt=("checkpoint_path", "ckpt"))
     verify.add_verify(parser)
-    parser.add_argument("--epochs", type=int, metavar="N", help="length of the run, for the name (default: what the checkpoint says)")
+    parser.add_argument("--epochs", type=verify.positive_int, metavar="N", help="length of the run, for the name (default: what the checkpoint says)")
     parser.add_argument("--distillation", action="store_true", help="trained with distillation, for the name")
     parser.add_argument("--fused", action="store_true", help="the fused network, as a TorchScript program")
     parser.add_argument(*spellings("output_dir"), metavar="FOLDER", default="pretrain", help="where to write (default: pretrain)")

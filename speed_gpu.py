@@ -20,7 +20,7 @@ import torch
 import timing
 from export import Trained, fused
 from timing import Case, Setup
-from verify import run_command, spellings
+from verify import positive_int, run_command, spellings
 
 CPU_CAP = 64  # images; a processor's throughput no longer grows there, and batches beyond take many seconds
 ACCELERATOR_CAP = 2**16
@@ -112,7 +112,7 @@ def build_cases(setup: Setup, subjects: list[Trained]) -> list[Case]:
 
 
 def batch_size_or_auto(text: str) -> int | str:
-    return text if text == "auto" else timing.positive_int(text)
+    return text if text == "auto" else positive_int(text)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -28,7 +28,7 @@ from errors import InputError, first_line
 from export import Trained, describe_weights, fused, load_trained
 from export import versions as package_versions
 from utils import pick_amp, pick_device
-from verify import spellings
+from verify import positive_int, spellings
 
 Call = Callable[[], Tensor]
 Report = Callable[[str], None]
@@ -69,13 +69,6 @@ class Spread:
 
 
 # --- the command line ------------------------------------------------------------------------------------------------------------------
-
-
-def positive_int(text: str) -> int:
-    """For argparse: a whole number from 1 on."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number from 1 on")
-    return int(text)
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, forms: tuple[str, ...], default_forms: tuple[str, ...], num_rounds: int, threads: int | None) -> None:

@@ -94,9 +94,8 @@ def build_card(trained: Trained, source: str, measured: dict | None) -> ModelCar
         tags=["vision", "image-classification", "pytorch", "timm"],
     )  # fmt: skip
     series = trained.name.partition("_")[2][:1].upper()
-    known = trained.args.get("distillation_type")
     return ModelCard.from_template(
-        card_data, template_path=str(TEMPLATE), model_name=trained.name, distillation=trained.is_distilled if known is None else known != "none",
+        card_data, template_path=str(TEMPLATE), model_name=trained.name, distillation=export.distillation(trained) in ("soft", "hard"),
         series=series if series.isalpha() else None, config=_configuration(trained), dataset=data_set, weights=export.describe_weights(trained),
         paper=next((paper for family, paper in PAPERS.items() if trained.name.startswith(family.lower())), None), num_classes=trained.num_classes,
         has_names=trained.class_names is not None, accuracies=accuracies, source=source,
@@ -150,6 +149,8 @@ def run(argv: list[str]) -> None:
     trained = verify.load_for(args)
     if trained.is_fused:
         raise InputError(f"{args.ckpt} is fused, timm loads what was trained: give the checkpoint it was made from")
+    if args.dry_run and Path(args.dry_run).exists() and not Path(args.dry_run).is_dir():
+        raise InputError(f"--dry-run {args.dry_run} is a file: name a new folder")
     if args.dry_run and Path(args.dry_run).exists() and any(Path(args.dry_run).iterdir()):
         raise InputError(f"--dry-run {args.dry_run} is not empty: name a new folder")
     print("\n".join(upload(args, trained)))

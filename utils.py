@@ -1,6 +1,7 @@
 """The process a run lives in: rank and device, seeds, the logger, sums over processes. Also `replace_batchnorm`, for published callers."""
 
 import contextlib
+import functools
 import inspect
 import logging
 import os
@@ -208,12 +209,18 @@ def replace_batchnorm(net: nn.Module) -> nn.Module:
     return net
 
 
+@functools.cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one stream that batches reach `device` on; each would keep freed memory of its own."""
+    return torch.cuda.Stream(device)
+
+
 def prefetched(batches: Iterator, to_device: Callable, device: torch.device) -> Iterator:
     """`to_device(batch)` of each batch; on a GPU of the next one, on a stream of its own, while the last is in use."""
     if device.type != "cuda":
         yield from map(to_device, batches)
         return
-    stream = torch.cuda.Stream(device)
+    stream = _copy_stream(device)
     ahead = None
     for batch in batches:
         with torch.cuda.stream(stream):

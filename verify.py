@@ -252,6 +252,8 @@ def write_verified(
     """Write `target`, run it, and only if it computes what was trained put it in place, with its sidecar, which is returned.
 
     `also` measures the written file further, for the sidecar. InputError, and no file, where no way of writing it gives a file that does."""
+    if target.is_dir() and not (target.suffix == ".mlpackage" and (target / "Manifest.json").is_file()):
+        raise InputError(f"{target} is a folder: name a file to write")
     refused = []
     probe = make_probe(trained, data_path, is_pixels=fmt.takes_pixels)
     with staging(target) as folder:
@@ -305,6 +307,8 @@ def verify(path: Path, trained: Trained, fmt: Format, *, data_path: str | None =
             raise InputError(f"it was changed since it was written and verified: its SHA-256 is not that in {sidecar_path(path).name}")
     except InputError as error:
         raise InputError(f"{path} is refused: {str(error).removeprefix(f'{path} is refused: ')}") from error
+    except (TypeError, ValueError, KeyError, IndexError) as error:  # parts that no file of ours has
+        raise InputError(f"{path} is refused: it is built in a way that cannot be compared ({first_line(error)})") from error
     return figures
 
 
@@ -333,13 +337,20 @@ def spellings(*names: str) -> list[str]:
     return [f"--{text}" for name in names for text in dict.fromkeys((name.replace("_", "-"), name))]
 
 
+def positive_int(text: str) -> int:
+    """For argparse: a whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 1 on")
+    return int(text)
+
+
 def build_parser(text: str, *, model: tuple[str, ...] = ("model",), ckpt: tuple[str, ...] = ("ckpt",)) -> argparse.ArgumentParser:
     """Parser of the options all export commands have; `model` and `ckpt` are the names of the first two."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument(*spellings(*model), dest="model", metavar="NAME", help="architecture (default: what the checkpoint says)")
     parser.add_argument(*spellings(*ckpt), dest="ckpt", metavar="FILE", required=True, help="checkpoint: file, URL or hf-hub:name")
     parser.add_argument(*spellings("use_ema"), action="store_true", help="the checkpoint's EMA weights instead of the raw ones")
-    parser.add_argument(*spellings("input_size"), type=int, metavar="N", help="side of the square image (default: the checkpoint's, else the model's)")
+    parser.add_argument(*spellings("input_size"), type=positive_int, metavar="N", help="side of the square image (default: the checkpoint's, else the model's)")
     parser.add_argument(*spellings("data_path"), metavar="FOLDER", help="real images to verify with (default: scikit-learn's digits)")
     return parser
 

@@ -59,11 +59,16 @@ def build_batch(plan: Plan, input_size: int) -> Batch:
     return Batch(images, targets, torch.from_numpy(plan.positions(0, plan.num_positions)), hashes)
 
 
-def build_teachers(cfg: config.Config, plan: Plan, batch: Batch, *, rank: utils.Rank, folder: str) -> dict:
-    """The teacher of each side; the stored labels are those of the online one for the batch, after a round trip through files."""
+def build_online(cfg: config.Config, plan: Plan, rank: utils.Rank) -> teacher.Teacher:
+    """The recipe's teacher with random weights."""
     torch.manual_seed(0)
     net = teacher.folded(cfg, model.create_model(cfg.teacher_model, num_classes=NUM_CLASSES).eval())
-    online = teacher.Teacher(net.to(rank.device, memory_format=torch.channels_last), answer=teacher.HardLabels(), plan=plan)
+    return teacher.Teacher(net.to(rank.device, memory_format=torch.channels_last), answer=teacher.pick_answer(cfg, NUM_CLASSES), plan=plan)
+
+
+def build_teachers(cfg: config.Config, plan: Plan, batch: Batch, *, rank: utils.Rank, folder: str) -> dict:
+    """The teacher of each side; the stored labels are those of the online one for the batch, after a round trip through files."""
+    online = build_online(cfg, plan, rank)
     store = LabelStore(Path(folder), num_positions=plan.num_positions, num_groups=plan.num_positions // plan.group_size, width=1)
     settings = {"plan": plan, "answer": online.answer, "is_mixing": True, "is_spread": False, "rank": rank, "claim": lambda: None}
     mixed, _ = augment.build_mixing(cfg, plan, NUM_CLASSES)(batch.images.to(rank.device), batch.targets.to(rank.device), 0, batch.positions)

@@ -29,6 +29,7 @@ import datasets  # noqa: E402
 import keys  # noqa: E402
 import pixels  # noqa: E402
 import utils  # noqa: E402
+from errors import InputError  # noqa: E402
 
 CHUNK = 20
 BATCH = 50
@@ -210,10 +211,12 @@ def report(title: str, times: dict[str, list[float]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--data-path", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--passes", type=int, default=2, help="times through the images per round with workers")
+    parser.add_argument("--rounds", type=int, default=5, choices=range(1, 101), metavar="N")
+    parser.add_argument("--passes", type=int, default=2, choices=range(1, 101), metavar="N", help="times through the images per round with workers")
     parser.add_argument("--parts", default="stages,plain,workers", help="which of stages, plain, workers to measure")
     args = parser.parse_args()
+    if not args.data_path.is_dir() or len(datasets.open_folder(args.data_path)) < 2:
+        raise InputError(f"--data-path {args.data_path} is no folder of class folders with at least two images")
     torch.set_num_threads(1)
     pixels.require()
     pixels.prepare_process()
@@ -228,4 +231,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as failure:
+        sys.exit(f"error: {failure}")

@@ -42,7 +42,7 @@ def test_reads_what_checkpoints_are_met_as(net, wrap, which, tmp_path):
     trained = export.load_trained("recnext_m0", str(tmp_path / "net.pth.tar"))
     assert same_weights(trained.net, net) and not trained.net.training
     assert (trained.num_classes, trained.class_names, trained.input_size, trained.crop_pct) == (7, None, 224, 0.875)
-    assert (trained.which, trained.is_fused, trained.is_distilled) == (which, False, True)
+    assert (trained.which, trained.is_fused) == (which, False)
 
 
 def test_own_checkpoints_bring_their_facts_and_arguments(tmp_path):
@@ -87,7 +87,6 @@ def test_keys_decide_about_the_distillation_head(distillation, tmp_path):
     net = randomise(build("lsnet_t", (64, 64), num_classes=7, distillation=distillation))
     torch.save({"model": net.state_dict()}, tmp_path / "net.pth")
     trained = export.load_trained("lsnet_t", str(tmp_path / "net.pth"), img_size=64)
-    assert trained.is_distilled is distillation
     assert same_weights(trained.net, net)
 
 
@@ -132,3 +131,19 @@ def test_weights_are_described_as_far_as_known():
     ema = dataclasses.replace(last, which="model_ema", epoch=2)
     assert export.describe_weights(ema) == "EMA weights of epoch 2 (epochs 0 to 4), the best so far"
     assert export.describe_weights(dataclasses.replace(trained, which="state_dict")) == "raw weights"
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "how"),
+    [
+        ("recnext_m0_distill_300e.pth", None, "hard"),
+        ("recnext_m0_without_distill_300e.pth", None, "none"),
+        ("net.pth", None, None),
+        ("net.pth", {"distillation_type": None}, "hard"),
+        ("net.pth", {"distillation_type": None, "finetune": "x"}, "none"),
+        ("recnext_m0_distill_300e.pth", {"distillation_type": "none"}, "none"),
+    ],
+)
+def test_settings_or_the_published_name_tell_of_distillation_not_the_weights(name, args, how, tmp_path):
+    torch.save({"model": build("recnext_m0", (32, 32), num_classes=7).state_dict(), **({"args": args} if args else {})}, tmp_path / name)
+    assert export.distillation(export.load_trained("recnext_m0", str(tmp_path / name), img_size=32)) == how

@@ -322,6 +322,33 @@ def test_truncated_files_are_named_by_either_loader(tmp_path, keep):
         images.open(0, is_fast=True).top(10)
 
 
+def test_jpegs_with_a_marker_inside_their_codes_are_refused_by_either_loader(tmp_path):
+    data = bytearray(jpeg(photos(256)[0], quality=95))
+    at = len(data) // 3
+    data[at : at + 2] = b"\xff\xd8"
+    path = tmp_path / "train" / "class" / "broken.jpg"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(data)
+    images = datasets.open_folder(tmp_path / "train")
+    for read in (lambda: images[0], lambda: images.open(0, is_fast=True).top(200)):
+        with pytest.raises(InputError, match=r"broken\.jpg cannot be read as an image"):
+            read()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 3)])
+def test_images_of_a_pixel_or_two_are_black_where_their_crop_is_empty(size):
+    image = Image.new("RGB", size, (200, 100, 50))
+    plan = keys.build_plan(256, repeated_aug=False, group_size=2, lanes=1, data_seed=0)
+    flags = ["--data-path", "x", "--aa", "none", "--color-jitter", "0", "--input-size", "40"]
+    fast, reference = (augment.train_transform(config.parse([*flags, "--loader", loader])[0]) for loader in ("fast", "reference"))
+    for sample in range(100):
+        views = []
+        for transform in (fast, reference):
+            with keys.seeded(plan.sample_words(0, sample, 0)):
+                views.append(pixels.to_array(transform.draw(image)[0]))
+        assert np.array_equal(*views)
+
+
 @pytest.mark.parametrize("remode", ["pixel", "rand", "const"])
 @pytest.mark.parametrize("loader", ["fast", "reference"])
 def test_batches_finished_on_the_device_are_those_finished_in_the_loader(remode, loader):
@@ -367,5 +394,5 @@ def test_batches_on_a_gpu_are_those_of_the_cpu():
     images = datasets.load_digits()[0]
     loaders = [datasets.build_train_loader(cfg, images, utils.Rank(0, 1, 0, 1, torch.device(name))) for name in ("cpu", "cuda")]
     for here, there in zip(*(loader.batches(1) for loader in loaders), strict=True):
-        assert there.images.is_cuda and torch.equal(here.targets, there.targets.cpu()) and torch.equal(here.pixel_hashes, there.pixel_hashes)
+        assert there.images.is_cuda and torch.equal(here.targets, there.targets) and torch.equal(here.pixel_hashes, there.pixel_hashes)
         torch.testing.assert_close(there.images.cpu(), here.images, rtol=0, atol=1e-6)

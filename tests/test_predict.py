@@ -153,7 +153,7 @@ def test_folders_of_imagenet_get_their_words_and_other_unnamed_classes_numbers(t
 def test_names_that_do_not_fit_the_network_are_refused(trained_file, digits, tmp_path, capsys):
     path = changed(trained_file, tmp_path / "a.pth", class_names=["x", "y"])
     assert predict.main([str(digits), f"--resume={path}"]) == 1
-    assert "names 2 classes, its network has 10" in capsys.readouterr().err
+    assert "names 2 different classes, its network has 10" in capsys.readouterr().err
 
 
 # --- files -----------------------------------------------------------------------------------------------------------------------------

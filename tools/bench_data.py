@@ -12,6 +12,7 @@ import dataclasses
 import os
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,23 +32,22 @@ from errors import InputError  # noqa: E402
 STORAGE_THREADS = 16
 
 
-def forget(path: str) -> None:
+def forget(sample: str | datasets.TarMember) -> None:
     """Ask the system to drop a file from memory."""
-    with open(path, "rb") as file:
+    with open(sample.tar if isinstance(sample, datasets.TarMember) else sample, "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def storage_rate(images: datasets.Images, seconds: float) -> tuple[float, float]:
-    """Images and megabytes per second that 16 threads read, for at most `seconds`."""
-    order = np.random.RandomState(0).permutation(len(images))[:20_000]
-    paths = [images.samples[i] for i in order]
+def storage_rate(images: datasets.Images, read: Callable, seconds: float) -> tuple[float, float]:
+    """Images and megabytes per second that 16 threads `read`, for at most `seconds`."""
+    samples = [images.samples[i] for i in np.random.RandomState(0).permutation(len(images))[:20_000]]
     if hasattr(os, "posix_fadvise"):
-        for path in paths:
-            forget(path)
+        for sample in samples[:1] if isinstance(samples[0], datasets.TarMember) else samples:
+            forget(sample)
     start, num_images, num_bytes = time.perf_counter(), 0, 0
     with ThreadPoolExecutor(STORAGE_THREADS) as pool:
-        for first in range(0, len(paths), 256):
-            sizes = list(pool.map(lambda path: len(datasets.read_file(path)), paths[first : first + 256]))
+        for first in range(0, len(samples), 256):
+            sizes = list(pool.map(lambda sample: len(read(sample)), samples[first : first + 256]))
             num_images, num_bytes = num_images + len(sizes), num_bytes + sum(sizes)
             if time.perf_counter() - start > seconds:
                 break
@@ -74,7 +74,8 @@ def model_rate(cfg: config.Config, rank: utils.Rank, seconds: float, *, with_tea
     cfg = cfg if with_teacher else dataclasses.replace(cfg, distillation_type="none")
     plan = keys.build_plan(cfg.batch_size, repeated_aug=False, group_size=cfg.batch_size, lanes=1, data_seed=0)
     batch = distill.build_batch(plan, cfg.input_size)
-    side = distill.build_side(cfg, plan, distill.build_online(cfg, plan, rank) if with_teacher else teacher.no_teacher, rank)
+    answers = distill.build_online(cfg, plan, rank) if with_teacher else teacher.no_teacher
+    side = distill.build_side(cfg, plan, rank, answers=answers)
     distill.visit_s(side, batch, 1)
     start, num_steps = time.perf_counter(), 0
     while num_steps == 0 or time.perf_counter() - start < seconds:
@@ -85,7 +86,8 @@ def model_rate(cfg: config.Config, rank: utils.Rank, seconds: float, *, with_tea
 
 def conclude(rates: dict[str, float], num_workers: int) -> str:
     """One sentence: what limits the run, and what would help."""
-    limits = {"storage": rates["storage"], "loader": rates["all loader processes"], "model": rates.get("model with teacher", rates["model"])}
+    data = {"loader": rates["all loader processes"], **({"storage": rates["storage"]} if "storage" in rates else {})}
+    limits = {**data, "model": rates.get("model with teacher", rates["model"])}
     slowest = min(limits, key=limits.get)
     cure = {
         "storage": "put the images on a faster disk, or into tars",
@@ -94,7 +96,7 @@ def conclude(rates: dict[str, float], num_workers: int) -> str:
     }[slowest]
     text = f"the {slowest} limits this run to about {limits[slowest]:.0f} images/s: {cure}"
     if slowest == "model" and "model with teacher" in rates:
-        others = {"storage": limits["storage"], "loader": limits["loader"], "model": rates["model"]}
+        others = {**data, "model": rates["model"]}
         then = min(others, key=others.get)
         text += f". With stored teacher labels (--teacher-labels) the {then} would limit it, to about {others[then]:.0f} images/s"
     return text
@@ -116,14 +118,14 @@ def main(argv: list[str]) -> None:
         lines.append(f"{name:<22} {rate:10.0f} images/s  {remark}")
         print(lines[-1], flush=True)
 
-    num_workers = datasets.count_workers(cfg, rank)
-    if isinstance(images.samples, datasets.Names):
-        rate, megabytes = storage_rate(images, own.seconds)
+    num_workers = max(1, datasets.count_workers(cfg, rank))
+    reader = {datasets.Names: datasets.read_file, datasets.TarMembers: datasets.read_tar_member}.get(type(images.samples))
+    if reader is not None:
+        rate, megabytes = storage_rate(images, reader, own.seconds)
         add("storage", rate, f"{megabytes:.0f} MB/s in {STORAGE_THREADS} threads")
-    else:
-        add("storage", float("inf"), "not measured: the images are in memory or in a tar")
     add("one loader process", loader_rate(dataclasses.replace(cfg, num_workers=1), images, rank, own.seconds), f"{cfg.loader} loader")
-    add("all loader processes", loader_rate(cfg, images, rank, own.seconds), f"{num_workers} processes on {os.cpu_count()} cores")
+    rate = loader_rate(dataclasses.replace(cfg, num_workers=num_workers), images, rank, own.seconds)
+    add("all loader processes", rate, f"{num_workers} processes on {os.cpu_count()} cores")
     add("model", model_rate(cfg, rank, own.seconds, with_teacher=False), f"{cfg.model} on {rank.device}, batch {cfg.batch_size}")
     if cfg.distillation != "none":
         add("model with teacher", model_rate(cfg, rank, own.seconds, with_teacher=True), f"{cfg.teacher_model} online")
