@@ -371,11 +371,10 @@ class KeyedMixing:
 
     def __call__(self, images: Tensor, targets: Tensor, epoch: int, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) and class indices (B,) at `positions` (B,) -> mixed images, distributions (B, num_classes)."""
-        groups, members = self.plan.groups_and_members(positions.numpy())
+        _, members = self.plan.groups_and_members(positions.numpy())
         mixed_images, mixed_targets = [], []
-        starts = np.flatnonzero(np.diff(groups, prepend=-1))
-        for start, stop in zip(starts, [*starts[1:], len(groups)], strict=True):
-            rng = self.plan.group_generator(epoch, int(groups[start]))
+        for group, start, stop in self.plan.group_parts(positions.numpy()):
+            rng = self.plan.group_generator(epoch, group)
             whole = self.mixer.draw(rng, self.plan.group_size, *images.shape[-2:])
             part = members[start:stop]
             draw = MixDraw(whole.lam[part], whole.is_cutmix[part], whole.boxes[part])

@@ -98,6 +98,17 @@ class Plan:
         block, lane = np.divmod(group, self.lanes)
         return block * self.lanes * self.group_size + member * self.lanes + lane
 
+    def keys(self, epoch: int, positions: np.ndarray, permutation: np.ndarray) -> list["Key"]:
+        """The keys of `positions` (n,) in `epoch`, whose permutation is given."""
+        samples, repeats = permutation[positions // self.repeats], positions % self.repeats
+        return [Key(epoch, *key) for key in zip(positions.tolist(), samples.tolist(), repeats.tolist(), strict=True)]
+
+    def group_parts(self, positions: np.ndarray) -> list[tuple[int, int, int]]:
+        """(group, start, stop) of the mix groups, or parts of them, in a micro-batch at `positions` (n,)."""
+        groups, _ = self.groups_and_members(positions)
+        starts = np.flatnonzero(np.diff(groups, prepend=-1)).tolist()
+        return [(int(groups[start]), start, stop) for start, stop in zip(starts, [*starts[1:], len(groups)], strict=True)]
+
     def sample_words(self, epoch: int, sample: int, repeat: int) -> tuple[int, ...]:
         """Seeds of the augmentation of view `repeat` of image `sample`."""
         return draw_words("sample", self.data_seed, epoch, sample, repeat)
@@ -146,9 +157,7 @@ class KeyedBatchSampler:
         permutation = self.plan.permutation(self.epoch).numpy()
         for micro_step in range(self.first_step * self.accum_steps, self.num_steps * self.accum_steps):
             start = (micro_step * self.world_size + self.rank) * self.batch_size
-            positions = self.plan.positions(start, start + self.batch_size)
-            samples, repeats = permutation[positions // self.plan.repeats], positions % self.plan.repeats
-            yield [Key(self.epoch, *key) for key in zip(positions.tolist(), samples.tolist(), repeats.tolist(), strict=True)]
+            yield self.plan.keys(self.epoch, self.plan.positions(start, start + self.batch_size), permutation)
 
 
 def fit_batch_size(plan: Plan, batch_size: int, *, num_shares: int, group_size: int, is_mixing: bool) -> int:

@@ -90,13 +90,6 @@ def precision(device: torch.device) -> str:
     return "float16" if device.type == "cuda" else "float32"
 
 
-def group_parts(plan: Plan, positions: Tensor) -> list[tuple[int, int, int]]:
-    """(group, start, stop) of the mix groups in a micro-batch at `positions` (B,): whole ones wherever the micro-batch holds them."""
-    groups, _ = plan.groups_and_members(positions.numpy())
-    starts = np.flatnonzero(np.diff(groups, prepend=-1)).tolist()
-    return [(int(groups[start]), start, stop) for start, stop in zip(starts, [*starts[1:], len(groups)], strict=True)]
-
-
 class Teacher:
     """What the teacher makes of a student's mixed images: top classes (B,) for hard, logits (B, C) for soft distillation.
 
@@ -121,7 +114,7 @@ class Teacher:
         return self.answer.encode(self.logits(images))
 
     def __call__(self, images: Tensor, batch: Batch, epoch: int) -> Tensor:
-        codes = [self.ask(images[start:stop]) for _, start, stop in group_parts(self.plan, batch.positions)]
+        codes = [self.ask(images[start:stop]) for _, start, stop in self.plan.group_parts(batch.positions.numpy())]
         return self.answer.decode(torch.cat(codes))
 
     def end_epoch(self, epoch: int) -> None:

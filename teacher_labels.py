@@ -23,7 +23,7 @@ import pixels
 from config import Config
 from datasets import Batch, Images, TarMember, TrainingSet, TrainLoader
 from errors import InputError, first_line
-from keys import VERSION, Key, Plan, draw_words
+from keys import VERSION, Plan, draw_words
 from label_store import MAX_CLASSES, Fresh, LabelStore, Page
 from teacher import (
     FOLDING_VERSION,
@@ -31,7 +31,6 @@ from teacher import (
     NoTeacher,
     Teacher,
     TopLogits,
-    group_parts,
     hash_weights,
     load_teacher,
     no_teacher,
@@ -139,19 +138,13 @@ def versions() -> dict[str, str | None]:
 NUM_CANARIES, NUM_WIDE_CANARIES = 64, 1024
 
 
-def keys_at(plan: Plan, epoch: int, positions: np.ndarray) -> list[Key]:
-    """The keys of `positions` (n,) in `epoch`."""
-    samples, repeats = plan.permutation(epoch).numpy()[positions // plan.repeats], positions % plan.repeats
-    return [Key(epoch, *key) for key in zip(positions.tolist(), samples.tolist(), repeats.tolist(), strict=True)]
-
-
 def draw_canaries(cfg: Config, dataset: TrainingSet, count: int) -> list[dict]:
     """What fixed keys of epoch 0 draw: pixels (hash of the view), erased (boxes with the mean and the root mean square of their
     fill), mixing (share, is_cutmix and box of the group's draw)."""
     plan, mixer = dataset.plan, augment.build_mixer(cfg, num_classes=2) if cfg.is_mixing else None
     positions = [draw_words("canary", i)[0] % plan.num_positions for i in range(min(count, plan.num_positions))]
     drawn = []
-    for key in keys_at(plan, 0, np.array(positions, dtype=np.int64)):
+    for key in plan.keys(0, np.array(positions, dtype=np.int64), plan.permutation(0).numpy()):
         view, erased, _ = dataset.draw(key)
         boxes = [[*box, fill.mean().item(), fill.square().mean().sqrt().item()] for box, fill in erased]
         group, member = (int(number) for number in plan.groups_and_members(np.array(key.position)))
@@ -393,7 +386,7 @@ class StoredLabels:
             self.start_epoch(epoch)
         codes = self.codes[batch.positions]
         is_stored = codes[:, 0] != -1
-        parts = group_parts(self.plan, batch.positions)
+        parts = self.plan.group_parts(batch.positions.numpy())
         own, partner = self._classes(batch, parts)
         if self.num_stored:
             self._check_groups(batch, parts, labels=codes[:, 0], is_stored=is_stored, own=own, partner=partner)

@@ -70,9 +70,9 @@ class GroupSampler(KeyedBatchSampler):
         return len(self.chosen)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        size = self.plan.group_size
+        size, permutation = self.plan.group_size, self.plan.permutation(self.epoch).numpy()
         for group in self.chosen:
-            yield teacher_labels.keys_at(self.plan, self.epoch, self.plan.positions(group * size, (group + 1) * size))
+            yield self.plan.keys(self.epoch, self.plan.positions(group * size, (group + 1) * size), permutation)
 
 
 def build_loader(cfg: config.Config, images: datasets.Images, rank: utils.Rank) -> datasets.TrainLoader:
