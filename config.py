@@ -400,6 +400,10 @@ LABELS_MANIFEST = "manifest.json"
 ADOPTED = ("repeated_aug", "mix_group_size", "mix_lanes")
 
 
+def _is_canary(drawn) -> bool:
+    return isinstance(drawn, dict) and {name: type(value) for name, value in drawn.items()} == {"position": int, "pixels": int, "erased": list, "mixing": list}
+
+
 def read_manifest(folder: str | Path) -> dict | None:
     """What the labels stored in `folder` were made for; None where there are none. InputError where the file is damaged."""
     path = Path(folder).expanduser() / LABELS_MANIFEST
@@ -408,7 +412,7 @@ def read_manifest(folder: str | Path) -> dict | None:
         if all(
             isinstance(manifest[part], kind)
             for part, kind in (("format", str), ("settings", dict), ("fingerprint", dict), ("canary", list), ("versions", dict))
-        ):
+        ) and all(_is_canary(drawn) for drawn in manifest["canary"]):
             return manifest
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -95,7 +95,9 @@ class LabelStore:
         path = self.path(epoch, "json")
         try:
             status = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(status["order"], str) or not all(isinstance(status[key], int) for key in ("num_filled", "num_agree", "crc32", "chk_crc32")):
+            if not isinstance(status["order"], str) or not all(
+                isinstance(status[key], int) for key in ("num_positions", "num_filled", "num_agree", "crc32", "chk_crc32")
+            ):
                 raise ValueError
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -117,7 +119,7 @@ class LabelStore:
         codes = self._load(epoch, self.extension, "<u2", num_items=self.num_positions * self.width, crc32=status["crc32"])
         checks = self._load(epoch, "chk", CHECKS, num_items=self.num_groups, crc32=status["chk_crc32"])
         page = Page(codes.reshape(self.num_positions, self.width), checks)
-        counts = {"num_filled": int(page.is_filled.sum()), "num_agree": int(checks["num_agree"].sum())}
+        counts = {"num_positions": self.num_positions, "num_filled": int(page.is_filled.sum()), "num_agree": int(checks["num_agree"].sum())}
         for name, count in counts.items():
             if status[name] != count:
                 self._refuse(epoch, "json", f"its {name} is {status[name]}, the labels have {count}")

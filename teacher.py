@@ -161,14 +161,13 @@ def read_weights(cfg: Config) -> dict[str, Tensor]:
 
 
 def hash_weights(state: dict[str, Tensor]) -> str:
-    """Hash of the values of a state dict, whatever their names and order: 32 hexadecimal digits. Batch counters do not count."""
-    digests = []
-    for value in state.values():
+    """Hash of a state dict's names and values, whatever their order: 32 hexadecimal digits. Batch counters do not count."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(state.items()):
         if value.is_floating_point():
-            digest = hashlib.blake2b(f"{value.dtype} {list(value.shape)}".encode(), digest_size=16)
+            digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-            digests.append(digest.digest())
-    return hashlib.blake2b(b"".join(sorted(digests)), digest_size=16).hexdigest()
+    return digest.hexdigest()
 
 
 def _create(cfg: Config, num_classes: int) -> tuple[nn.Module, dict[str, Tensor]]:

@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -160,7 +161,9 @@ def _is_close(a, b) -> bool:
     """Equal, but for fractions: noise that is drawn with other vector instructions differs in its last digits."""
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(_is_close, a, b))
-    return abs(a - b) < 1e-3 if isinstance(a, float) or isinstance(b, float) else a == b
+    if isinstance(a, float) and isinstance(b, float):
+        return abs(a - b) < 1e-3
+    return a == b
 
 
 def differences(stored: dict, here: dict) -> list[str]:
@@ -413,13 +416,16 @@ class StoredLabels:
         self.seen = np.zeros_like(self.expected)
         self.num_stored = int(num_stored.sum())
         self.num_verified = self.num_near_ties = 0
+        self.verify_seed = from_main(lambda: secrets.randbits(62), self.rank)  # other groups in every run
         self.has_fresh = False
 
     def _read(self, epoch: int) -> Page:
-        """What the first process finds of the epoch; in mode write nothing."""
+        """What the first process finds of the epoch; in mode write nothing, though damage stops the run there too."""
         if self.teacher is not None:
             self.claim()
-        page = self.store.read(epoch) if self.mode != "write" else None
+        page = self.store.read(epoch)
+        if self.mode == "write":
+            return self.store.blank_page()
         if page is not None and (stored := self.store.status(epoch)["order"]) != (here := order_hash(self.plan, epoch)):
             self._refuse(epoch, f"field order: the store has {stored}, this run has {here}")
         return page or self.store.blank_page()
@@ -475,7 +481,12 @@ class StoredLabels:
                 self._refuse(self.epoch, f"group {group}: field {name}: the store has {stored}, this run has {here} ({meanings[name]})")
 
     def _is_verified(self, group: int) -> bool:
-        return self.mode == "verify" and draw_words("verify", self.plan.data_seed, self.epoch, group)[0] % VERIFY_ONE_IN == 0
+        """Whether it is the one that this run drew out of its block of groups."""
+        if self.mode != "verify":
+            return False
+        block, member = divmod(group, VERIFY_ONE_IN)
+        size = min(VERIFY_ONE_IN, self.store.num_groups - block * VERIFY_ONE_IN)
+        return draw_words("verify", self.verify_seed, self.epoch, block)[0] % size == member
 
     def _verify(self, logits: Tensor, answers: Tensor, is_stored: Tensor, *, group: int) -> None:
         """InputError where the teacher's top class is not the stored one, unless its logits nearly tie."""
@@ -523,8 +534,11 @@ class StoredLabels:
         """Store what the teacher said in `epoch`, whole or not. Where that fails, training goes on, and says so."""
         if epoch != self.epoch:
             return
-        if self.num_verified:
-            log.info("teacher labels: epoch %d: %d labels verified, %d differ, all near ties", epoch, self.num_verified, self.num_near_ties)
+        if self.mode == "verify":
+            counts = torch.tensor([self.num_verified, self.num_near_ties])
+            if self.rank.world_size > 1:
+                dist.all_reduce(counts, group=self.rank.control)
+            log.info("teacher labels: epoch %d: %d labels verified, %d differ, all near ties", epoch, *counts.tolist())
         if any_process([self.has_fresh], self.rank)[0]:
             fresh = self._fresh_of_all_processes()
             if self.rank.is_main:

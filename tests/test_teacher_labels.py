@@ -302,8 +302,8 @@ def test_write_asks_the_teacher_everywhere_and_reports_what_differs(online, labe
 
 def test_verify_asks_again_and_finds_a_wrong_label(labels, train, monkeypatch):
     monkeypatch.setattr(teacher_labels, "VERIFY_ONE_IN", 3)
-    chosen = [g for g in range(6) if keys.draw_words("verify", 0, 0, g)[0] % 3 == 0]
-    assert 0 < len(chosen) < 6
+    monkeypatch.setattr(teacher_labels.secrets, "randbits", lambda num_bits: 5)
+    chosen = [3 * block + keys.draw_words("verify", 5, 0, block)[0] % 3 for block in range(2)]
     out = train(f"--teacher-labels={labels}", "--teacher-labels-mode=verify")
     assert f"epoch 0: {16 * len(chosen)} labels verified, 0 differ, all near ties" in out and "about one group in 3" in out
     store = open_store(labels)
@@ -313,6 +313,32 @@ def test_verify_asks_again_and_finds_a_wrong_label(labels, train, monkeypatch):
     rewrite(store, 0, page, recount=True)
     with pytest.raises(InputError, match=rf"epoch 0, group {chosen[0]}: the teacher does not give the stored class to 1 of 16 images"):
         train(f"--teacher-labels={labels}", "--teacher-labels-mode=verify", "--overwrite")
+
+
+def test_every_epoch_has_groups_that_verify_asks_again_about_and_every_run_others(stored, digits_folder):
+    chosen = set()
+    for _ in range(40):
+        reader = open_labels(stored, digits_folder, mode="verify")
+        for epoch in (0, 1):
+            reader.start_epoch(epoch)
+            due = [group for group in range(6) if reader._is_verified(group)]
+            assert len(due) == 1
+            chosen.add((epoch, *due))
+    assert len(chosen) > 6
+
+
+def test_a_damaged_canary_or_plan_is_named(labels, train):
+    path = labels / "manifest.json"
+    whole = path.read_text()
+    path.write_text(whole.replace('"pixels"', '"qixels"', 1))
+    with pytest.raises(InputError, match=r"manifest\.json is damaged"):
+        train(f"--teacher-labels={labels}")
+    for group_size in (0, -16, "x", 95):
+        manifest = json.loads(whole)
+        manifest["fingerprint"]["plan.group_size"] = group_size
+        path.write_text(json.dumps(manifest))
+        done = run_command("tools/inspect_teacher_labels.py", str(labels))
+        assert done.returncode == 1 and "manifest.json is damaged (plan." in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_verify_accepts_near_ties_and_counts_them(stored, digits_folder):
@@ -547,12 +573,15 @@ def test_another_teachers_weights_are_refused_wherever_they_are_at_hand(stored, 
     assert "its weights are not compared (--teacher-path is no local file)" in out
 
 
-def test_weights_are_the_same_under_other_names_and_in_another_order():
+def test_weights_are_the_same_in_another_order_but_not_under_each_others_names():
     state = model.create_model(NAME, num_classes=4).state_dict()
-    renamed = {f"x{i}": value for i, value in enumerate(reversed(state.values()))}
+    reordered = dict(reversed(state.items()))
+    crossed = {**state, "conv1.1.weight": state["conv1.1.bias"], "conv1.1.bias": state["conv1.1.weight"]}
+    assert not torch.equal(state["conv1.1.weight"], state["conv1.1.bias"])
+    assert teacher.hash_weights(state) != teacher.hash_weights(crossed)
     changed = {name: value + 1e-7 if name == "fc.bias" else value for name, value in state.items()}
     counted = {name: value + 1 if name.endswith("num_batches_tracked") else value for name, value in state.items()}
-    assert teacher.hash_weights(state) == teacher.hash_weights(renamed) == teacher.hash_weights(counted) != teacher.hash_weights(changed)
+    assert teacher.hash_weights(state) == teacher.hash_weights(reordered) == teacher.hash_weights(counted) != teacher.hash_weights(changed)
 
 
 def test_other_libraries_widen_the_canary_and_warn(labels, digits_folder, caplog, monkeypatch):

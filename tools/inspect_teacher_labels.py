@@ -18,12 +18,17 @@ from label_store import LabelStore  # noqa: E402
 
 def open_store(folder: Path, fingerprint: dict) -> LabelStore:
     """The store that its fingerprint describes. InputError where that says too little."""
-    try:
-        num_positions, group_size = fingerprint["plan.num_positions"], fingerprint["plan.group_size"]
-        num_top = min(fingerprint["labels.topk"] or 0, fingerprint["teacher.num_classes"])
-        return LabelStore(folder, num_positions=num_positions, num_groups=num_positions // group_size, width=2 * num_top + 1)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{folder / config.LABELS_MANIFEST} is damaged (it lacks {error}): restore it from a copy") from error
+    names = ("plan.num_positions", "plan.group_size", "teacher.num_classes", "labels.topk")
+    wrong = [f"{name} is {fingerprint.get(name)}" for name in names if not _is_count(fingerprint.get(name), may_lack=name == "labels.topk")]
+    num_positions, group_size, num_classes, num_top = map(fingerprint.get, names)
+    if wrong or num_positions % group_size:
+        wrong = wrong or [f"plan.num_positions {num_positions} is no multiple of plan.group_size {group_size}"]
+        raise InputError(f"{folder / config.LABELS_MANIFEST} is damaged ({'; '.join(wrong)}): restore it from a copy")
+    return LabelStore(folder, num_positions=num_positions, num_groups=num_positions // group_size, width=2 * min(num_top or 0, num_classes) + 1)
+
+
+def _is_count(value, *, may_lack: bool) -> bool:
+    return (may_lack and value is None) or (isinstance(value, int) and value > 0)
 
 
 def describe_epoch(store: LabelStore, epoch: int) -> tuple[str, bool]:
