@@ -104,7 +104,7 @@ def open_file(path: str) -> Image.Image:
 def read_file(path: str) -> bytes:
     """Content of a file; InputError naming it if it cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=0) as file:
             return file.read()
     except OSError as error:
         raise InputError(f"{path} cannot be read as an image ({error}): replace or remove it") from error

@@ -87,12 +87,12 @@ _AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # a marker that is no pa
 class _Frame:
     """Where a JPEG's bytes tell of its frame: offset of the frame's marker, and what is in it.
 
-    `can_stop`: its scan can be left after any row, for all components are coded in one pass, and nothing but the end follows."""
+    `codes`: where its one scan begins, if all components are coded in one pass from top to bottom; else None."""
 
     offset: int
     height: int
     width: int
-    can_stop: bool
+    codes: int | None
 
 
 def _find_frame(data: bytes) -> _Frame | None:
@@ -113,11 +113,17 @@ def _find_frame(data: bytes) -> _Frame | None:
         return None
     start, kind, num_components = frame
     height, width = (int.from_bytes(data[start + i : start + i + 2], "big") for i in (5, 7))
-    end = _AFTER_SCAN.search(data, offset + 2 + length)
-    can_stop = kind == _BASELINE and data[offset + 4] == num_components and end is not None and end[0] == b"\xff\xd9"
-    return _Frame(start, height, width, can_stop) if height and width else None
+    is_one_pass = kind == _BASELINE and data[offset + 4] == num_components
+    return _Frame(start, height, width, offset + 2 + length if is_one_pass else None) if height and width else None
 
 
+def _can_stop(data: bytes, frame: _Frame) -> bool:
+    """Whether the scan can be left after any row: it is the only one, and nothing but the file's end follows it."""
+    end = _AFTER_SCAN.search(data, frame.codes) if frame.codes is not None else None
+    return end is not None and end[0] == b"\xff\xd9"
+
+
+WORTHWHILE = 0.94  # of the rows: to stop later saves less than it takes to see whether one can
 MARGIN = 16  # rows below the last one wanted that its colours are interpolated from, whatever the subsampling
 
 
@@ -127,7 +133,7 @@ def decode_jpeg(data: bytes, frame: _Frame, num_rows: int) -> Tensor:
     Where possible the decoder is told of a lower image than there is, and stops early: most of its time goes into unpacking
     codes row by row. Then it cannot be strict, for it finds bytes left over."""
     stop = -(-(num_rows + MARGIN) // 16) * 16
-    if not frame.can_stop or stop >= frame.height:
+    if stop > WORTHWHILE * frame.height or not _can_stop(data, frame):
         return from_array(simplejpeg.decode_jpeg(data, colorspace="RGB"))
     data = bytearray(data)
     data[frame.offset + 5 : frame.offset + 7] = stop.to_bytes(2, "big")

@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--models", nargs="+", default=["recnext_m0", "recnext_m1", "recnext_m3"], metavar="NAME", help="students")
     parser.add_argument("--teacher-model", default="regnety_160", help="[%(default)s]")
-    parser.add_argument("--batch-size", type=int, help="images, all of one mix group [8 on a CPU, 256 on a GPU]")
+    parser.add_argument("--batch-size", type=int, help="images, all of one mix group [32 on a CPU, 256 on a GPU]")
     parser.add_argument("--input-size", type=int, default=224, help="side of the images, pixels [%(default)s]")
     parser.add_argument("--steps", type=int, help="steps in a row [1 on a CPU, 10 on a GPU]")
     parser.add_argument("--rounds", type=int, default=12, help="turns of each side that are timed [%(default)s]")
@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     rank = utils.Rank(0, 1, 0, 1, utils.pick_device(args.device))
     is_cpu = rank.device.type == "cpu"
-    args.batch_size, args.steps = args.batch_size or (8 if is_cpu else 256), args.steps or (1 if is_cpu else 10)
+    args.batch_size, args.steps = args.batch_size or (32 if is_cpu else 256), args.steps or (1 if is_cpu else 10)
     print(f"batch {args.batch_size} at {args.input_size} pixels from {args.teacher_model}, {args.rounds} rounds of {args.steps} steps, on {rank.device}")
     print("".join(f"{title:>24}" for title in ("model", *(f"{side}, s" for side in SIDES), "online / stored", "stored / none")) + f"{'MACs':>8}")
     for name in args.models:
