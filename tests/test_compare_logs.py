@@ -301,7 +301,9 @@ def test_follow_without_a_terminal_prints_each_epoch_once_and_ends_on_ctrl_c(tmp
     log = tmp_path / "job" / "log.txt"
     log.parent.mkdir()
     args = [sys.executable, "compare_logs.py", "--follow", str(log.parent), "--interval", "0.05"]
-    process = subprocess.Popen(args, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # background jobs of a script start with SIGINT ignored, and so would this one
+    obey = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    process = subprocess.Popen(args, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=obey)
     try:
         assert read_line(process) == f"waiting for the first epoch in {log.parent}\n"
         log.write_text(lines(record(0, 1.0), record(1, 2.0)) + '{"train_lr": 0.1')

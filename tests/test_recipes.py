@@ -118,12 +118,13 @@ def test_batch_fits_the_mix_groups(path):
 
 def test_starnet_augments_and_evaluates_as_published():
     cfg = parse_alone(ROOT / "recipes" / "starnet_300e.yaml")
-    parts = augment.train_transform(cfg).transforms
+    transform = augment.train_transform(cfg)
+    parts = [*transform.parts.transforms, transform.erasing]
     (rand_augment,) = [part for part in parts if isinstance(part, RandAugment)]
     assert {(op.magnitude, op.magnitude_std) for op in rand_augment.ops} == {(1, 0.5)}
     assert [part.probability for part in parts if isinstance(part, RandomErasing)] == [0.25]
     assert len(parts[0].interpolation) == 2  # drawn per image
-    resize, crop, *_ = augment.eval_transform(cfg.input_size, augment.crop_pct(cfg)).transforms
+    resize, crop, *_ = augment.eval_transform(cfg.input_size, augment.crop_pct(cfg), "reference").parts.transforms
     assert (resize.size, crop.size) == (248, (224, 224))
 
 

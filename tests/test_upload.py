@@ -51,7 +51,7 @@ def test_card_says_what_is_known_and_no_more(run_folder, digits_folder, capsys):
     assert "**Parameters**: 2.2M (fused)" in text and "**Image Size**: 32x32" in text and "(40, 80, 160, 320)" in text and "**MLP Ratio**: 2" in text
     assert "| by the training run, after epoch 2 |  | 30.00 |" in text
     assert "| of these weights, before the upload | 40 | " in text
-    assert "timm.create_model('hf-hub:me/recnext_m0', pretrained=True)" in text and "import model  # registers" in text
+    assert 'timm.create_model("hf-hub:me/recnext_m0", pretrained=True)' in text and "import model  # registers" in text
     assert "Latency" not in text and "N/A" not in text and "None" not in text and "{{" not in text and "{%" not in text
 
 
