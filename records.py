@@ -4,7 +4,6 @@ import json
 import math
 import os
 import platform
-import subprocess
 import time
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import checkpoint
 import config
 from config import Config
 from errors import InputError
-from utils import Rank, log
+from utils import Rank, checkout, log
 
 LOG_NAME = "log.txt"
 
@@ -57,10 +56,7 @@ def find_checkpoint(cfg: Config, folder: Path) -> str | None:
 
 def _environment() -> str:
     """Comment lines for args.yaml: commit, versions, machine."""
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
+    commit = checkout() or "unknown"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     versions = f"python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}, timm {timm.__version__}"
     return f"# python main.py --config <this file> runs this again.\n# commit {commit}\n# {versions}\n# {device}, {os.cpu_count()} cores\n"

@@ -13,7 +13,6 @@ import os
 import platform
 import signal
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ import plots
 from errors import InputError, first_line
 from export import Trained, describe_weights, fused, load_trained
 from export import versions as package_versions
-from utils import pick_amp, pick_device
+from utils import checkout, pick_amp, pick_device
 from verify import positive_int, spellings
 
 Call = Callable[[], Tensor]
@@ -386,15 +385,6 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _commit() -> str | None:
-    """The commit of this checkout, `-dirty` where files differ from it; None outside of one."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 def describe_machine(device: torch.device) -> dict:
     """Processor, cores this process may use, threads it does use, load of the last minute, GPU and system."""
     return {
@@ -410,7 +400,7 @@ def describe_machine(device: torch.device) -> dict:
 
 def versions() -> dict:
     """Versions of what decides a timing, and this checkout's commit."""
-    return {**package_versions(), "torch": torch.__version__, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "commit": _commit()}
+    return {**package_versions(), "torch": torch.__version__, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "commit": checkout()}
 
 
 def to_record(case: Case) -> dict:

@@ -7,9 +7,11 @@ import logging
 import os
 import random
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -207,6 +209,15 @@ def replace_batchnorm(net: nn.Module) -> nn.Module:
     for name, child in net.named_children():
         setattr(net, name, replace_batchnorm(child))
     return net
+
+
+def checkout() -> str | None:
+    """The commit of this checkout, `-dirty` where files differ from it; None outside of one."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 @functools.cache
