@@ -66,7 +66,12 @@ def finish(images: Tensor, erased: Erased) -> Tensor:
     return finished
 
 
-AnyImage = Tensor | pixels.Encoded
+def finish_one(view: np.ndarray, erased: list[tuple[tuple[int, int, int, int], Tensor]]) -> Tensor:
+    """What `Transform.draw` gave, finished: normalised float32 (3, H, W)."""
+    return finish(pixels.to_tensor(view).unsqueeze(0), gather_erased([erased]))[0]
+
+
+AnyImage = Image.Image | np.ndarray | pixels.Encoded
 
 
 @dataclass(frozen=True)
@@ -79,20 +84,19 @@ class Transform:
     erasing: RandomErasing | None
     is_fast: bool
 
-    def open(self, image: Image.Image | AnyImage) -> Image.Image | AnyImage:
+    def open(self, image: AnyImage) -> AnyImage:
         """The image as the parts take it."""
-        return pixels.from_pil(image) if self.is_fast and isinstance(image, Image.Image) else image
+        return np.array(image) if self.is_fast and isinstance(image, Image.Image) else image
 
-    def draw(self, image: Image.Image | AnyImage) -> tuple[Tensor, list[tuple[tuple[int, int, int, int], Tensor]]]:
-        """uint8 pixels (3, H, W), laid out (H, W, 3), and what is to be erased: boxes (top, left, height, width) with their fill."""
+    def draw(self, image: AnyImage) -> tuple[np.ndarray, list[tuple[tuple[int, int, int, int], Tensor]]]:
+        """uint8 pixels (H, W, 3), and what is to be erased: boxes (top, left, height, width) with their fill (3, height, width)."""
         image = self.parts(self.open(image))
-        image = image if self.is_fast else pixels.from_pil(image)
-        return image, _draw_erased(self.erasing, image) if self.erasing is not None else []
+        view = image if self.is_fast else np.array(image)
+        return view, _draw_erased(self.erasing, view) if self.erasing is not None else []
 
-    def __call__(self, image: Image.Image | AnyImage) -> Tensor:
+    def __call__(self, image: AnyImage) -> Tensor:
         """Normalised float32 (3, H, W)."""
-        image, erased = self.draw(image)
-        return finish(image.unsqueeze(0), gather_erased([erased]))[0]
+        return finish_one(*self.draw(image))
 
 
 def eval_transform(input_size: int, crop: float, loader: str = "fast") -> Transform:
@@ -139,7 +143,7 @@ FAST_KINDS = {
     transforms.Resize: pixels.Resize,
     transforms.RandomHorizontalFlip: pixels.RandomHorizontalFlip,
     transforms.ColorJitter: pixels.ColorJitter,
-    transforms.RandomCrop: transforms.RandomCrop,
+    transforms.RandomCrop: pixels.RandomCrop,
     RandAugment: RandAugment,
     AutoAugment: AutoAugment,
 }
@@ -186,7 +190,7 @@ class _Posterize:
         return self.aug_fn(image, bits_to_keep, **kwargs)
 
 
-def describe(key: Key, *, plan: Plan, transform: Transform, image: Image.Image | AnyImage) -> dict:
+def describe(key: Key, *, plan: Plan, transform: Transform, image: AnyImage) -> dict:
     """What the training transform draws for `key`, without changing what it draws; the same with either loader.
 
     box: (top, left, height, width) of the crop, in pixels of `image` (of its padded form for inputs up to 32 pixels);
@@ -203,8 +207,7 @@ def describe(key: Key, *, plan: Plan, transform: Transform, image: Image.Image |
                 drawn |= _peek(part, image)
             image = part(image)
         if transform.erasing is not None:
-            image = image if transform.is_fast else pixels.from_pil(image)
-            drawn["erased"] = [box for box, _ in _draw_erased(transform.erasing, image)]
+            drawn["erased"] = [box for box, _ in _draw_erased(transform.erasing, np.asarray(image))]
     return drawn
 
 
@@ -213,15 +216,16 @@ def _peek(part, image) -> dict:
     if isinstance(part, RandomResizedCropAndInterpolation):
         return {"box": tuple(part.get_params(image, part.scale, part.ratio))}
     if isinstance(part, transforms.RandomCrop):
+        image = pixels.to_tensor(image) if isinstance(image, np.ndarray) else image
         return {"box": tuple(part.get_params(transforms.functional.pad(image, part.padding), part.size))}
     if isinstance(part, transforms.RandomHorizontalFlip):
         return {"flip": bool(torch.rand(1) < part.p)}
     return {}
 
 
-def _draw_erased(erasing: RandomErasing, image: Tensor) -> list[tuple[tuple[int, int, int, int], Tensor]]:
-    """Boxes (top, left, height, width) that `erasing` draws for the image (3, H, W), each with its fill (3, height, width)."""
-    canvas = _Canvas(image)
+def _draw_erased(erasing: RandomErasing, image: np.ndarray) -> list[tuple[tuple[int, int, int, int], Tensor]]:
+    """Boxes (top, left, height, width) that `erasing` draws for the image (H, W, 3), each with its fill (3, height, width)."""
+    canvas = _Canvas(*image.shape)
     erasing(canvas)
     return canvas.erased
 
@@ -244,9 +248,12 @@ class _Canvas:
 
     dtype = torch.float32
 
-    def __init__(self, image: Tensor):
-        self.size = image.size
+    def __init__(self, height: int, width: int, num_channels: int):
+        self._size = num_channels, height, width
         self.erased = []
+
+    def size(self) -> tuple[int, int, int]:
+        return self._size
 
     def __setitem__(self, index: tuple[slice, slice, slice], fill: Tensor) -> None:
         _, rows, columns = index

@@ -27,7 +27,7 @@ import augment
 import pixels
 from config import Config
 from errors import InputError
-from keys import Key, KeyedBatchSampler, Plan, build_plan, fit_batch_size, seeded
+from keys import Key, KeyedBatchSampler, Plan, borrowed_generators, build_plan, fit_batch_size, seed_generators
 from utils import Rank, log, prefetched
 
 
@@ -66,13 +66,13 @@ class Images(Sequence):
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return self._open_image(self.samples[index]), int(self.targets[index])
 
-    def open(self, index: int, *, is_fast: bool) -> Image.Image | Tensor | pixels.Encoded:
+    def open(self, index: int, *, is_fast: bool) -> augment.AnyImage:
         """The image as the loaders' transforms take it."""
         if not is_fast:
             return self[index][0]
         sample = self.samples[index]
         if self._read_bytes is None:
-            return pixels.from_pil(self._open_image(sample))
+            return np.array(self._open_image(sample))
         return pixels.Encoded(self._read_bytes(sample), lambda: self._open_image(sample))
 
     def part(self, indices: Sequence[int]) -> "Images":
@@ -322,8 +322,8 @@ class Batch(NamedTuple):
     """A micro-batch of training images.
 
     images (B, 3, H, W): normalised float32, or uint8 on its way to a device that will finish them; targets (B,) class indices;
-    positions (B,) in the epoch; pixel_hashes (B,) int64, of the uint8 images before erasing; erased: what is still to be erased;
-    num_fallbacks: images that the fast decoder could not decode."""
+    positions (B,) in the epoch; pixel_hashes (B,) int64, of the uint8 images before erasing, where stored labels need them; erased:
+    what is still to be erased; num_fallbacks: images that the fast decoder could not decode."""
 
     images: Tensor
     targets: Tensor
@@ -356,7 +356,7 @@ class _Rooms:
 
 
 class _LoadedSet(Dataset):
-    """Images that a loader's processes open and transform, written once into the batch that holds them.
+    """Images that a loader's processes open and transform, written once into the batch (B, 3, H, W) that holds them.
 
     `is_finished_here`: normalise and erase in the loader; else batches are uint8 and finished on the device. `reuses_memory`:
     a batch of a loader's process is overwritten three batches later."""
@@ -368,56 +368,73 @@ class _LoadedSet(Dataset):
         self._rooms = _Rooms() if reuses_memory else None
 
     def _allocate(self, num_images: int, height: int, width: int) -> Tensor:
-        """Room for a batch (B, 3, H, W), laid out (B, H, W, 3); in a loader's process in memory shared with its parent."""
+        """Room for a batch (B, H, W, 3); in a loader's process in memory shared with its parent."""
         dtype = torch.float32 if self.is_finished_here else torch.uint8
         shape, num_bytes = (num_images, height, width, 3), num_images * height * width * 3 * dtype.itemsize
         if get_worker_info() is None:
-            return torch.empty(shape, dtype=dtype).permute(0, 3, 1, 2)
+            return torch.empty(shape, dtype=dtype)
         storage = torch.UntypedStorage._new_shared(num_bytes) if self._rooms is None else self._rooms.next(num_bytes)
-        return torch.empty(0, dtype=dtype).set_(storage, 0, shape).permute(0, 3, 1, 2)
+        return torch.empty(0, dtype=dtype).set_(storage, 0, shape)
 
-    def _fill(self, batch: Tensor | None, i: int, num_images: int, view: Tensor, erased: list) -> Tensor:
-        """Write the `i`-th of `num_images` views (3, H, W), uint8, into the batch, which the first one makes."""
+    def _fill(self, batch: Tensor | None, i: int, num_images: int, view: np.ndarray, erased: list) -> Tensor:
+        """Write the `i`-th of `num_images` views (H, W, 3), uint8, into the batch (B, H, W, 3), which the first one makes."""
         if batch is None:
-            batch = self._allocate(num_images, *view.shape[1:])
-        batch[i] = augment.finish(view.unsqueeze(0), augment.gather_erased([erased]))[0] if self.is_finished_here else view
+            batch = self._allocate(num_images, *view.shape[:2])
+        batch.numpy()[i] = augment.finish_one(view, erased).permute(1, 2, 0) if self.is_finished_here else view
         return batch
 
 
 class TrainingSet(_LoadedSet):
-    """Augmented images by key: (normalised float32 (3, H, W), class index, position), and whole batches of them."""
+    """Augmented images by key: (normalised float32 (3, H, W), class index, position), and whole batches of them.
 
-    def __init__(self, images: Images, transform: augment.Transform, plan: Plan, *, is_finished_here: bool = True, reuses_memory: bool = False):
+    `is_hashed`: batches come with hashes of their pixels."""
+
+    def __init__(
+        self,
+        images: Images,
+        transform: augment.Transform,
+        plan: Plan,
+        *,
+        is_finished_here: bool = True,
+        reuses_memory: bool = False,
+        is_hashed: bool = True,
+    ):
         super().__init__(images, transform, is_finished_here=is_finished_here, reuses_memory=reuses_memory)
         self.plan = plan
+        self.is_hashed = is_hashed
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def draw(self, key: Key) -> tuple[Tensor, list, bool]:
-        """uint8 pixels (3, H, W) of a view, what is to be erased of it, and whether Pillow had to decode it."""
+    def draw(self, key: Key) -> tuple[np.ndarray, list, bool]:
+        """uint8 pixels (H, W, 3) of a view, what is to be erased of it, and whether Pillow had to decode it."""
+        with borrowed_generators():
+            return self._draw(key)
+
+    def _draw(self, key: Key) -> tuple[np.ndarray, list, bool]:
         image = self.images.open(key.sample, is_fast=self.transform.is_fast)
-        with seeded(self.plan.sample_words(key.epoch, key.sample, key.repeat)):
-            view, erased = self.transform.draw(image)
+        seed_generators(self.plan.sample_words(key.epoch, key.sample, key.repeat))
+        view, erased = self.transform.draw(image)
         return view, erased, getattr(image, "is_fallback", False)
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int, int]:
         view, erased, _ = self.draw(key)
-        image = augment.finish(view.unsqueeze(0), augment.gather_erased([erased]))[0]
-        return image, int(self.images.targets[key.sample]), key.position
+        return augment.finish_one(view, erased), int(self.images.targets[key.sample]), key.position
 
     def __getitems__(self, keys: list[Key]) -> Batch:
         batch, hashes, all_erased, num_fallbacks = None, [], [], 0
-        for i, key in enumerate(keys):
-            view, erased, is_fallback = self.draw(key)
-            batch = self._fill(batch, i, len(keys), view, erased)
-            hashes.append(pixels.pixel_hash(view))
-            all_erased.append(erased)
-            num_fallbacks += is_fallback
+        with borrowed_generators():  # once, for a state is longer to save than to seed
+            for i, key in enumerate(keys):
+                view, erased, is_fallback = self._draw(key)
+                batch = self._fill(batch, i, len(keys), view, erased)
+                if self.is_hashed:
+                    hashes.append(pixels.pixel_hash(view))
+                all_erased.append(erased)
+                num_fallbacks += is_fallback
         targets = torch.from_numpy(self.images.targets[[key.sample for key in keys]].astype(np.int64))
-        positions, hashes = torch.tensor([key.position for key in keys]), torch.tensor(hashes)
+        positions, hashes = torch.tensor([key.position for key in keys]), torch.tensor(hashes) if self.is_hashed else None
         erased = None if self.is_finished_here else augment.gather_erased(all_erased)
-        return Batch(batch, targets, positions, hashes, erased, num_fallbacks)
+        return Batch(batch.permute(0, 3, 1, 2), targets, positions, hashes, erased, num_fallbacks)
 
 
 class ValidationSet(_LoadedSet):
@@ -441,7 +458,8 @@ class ValidationSet(_LoadedSet):
             batch = self._fill(batch, i, len(chosen), *self.transform.draw(image))
             num_fallbacks += getattr(image, "is_fallback", False)
         targets = torch.from_numpy(self.images.targets[chosen].astype(np.int64))
-        return Batch(batch, targets, torch.tensor(chosen), erased=None if self.is_finished_here else augment.gather_erased([]), num_fallbacks=num_fallbacks)
+        erased = None if self.is_finished_here else augment.gather_erased([])
+        return Batch(batch.permute(0, 3, 1, 2), targets, torch.tensor(chosen), erased=erased, num_fallbacks=num_fallbacks)
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:
@@ -554,7 +572,14 @@ def build_train_loader(cfg: Config, images: Images, rank: Rank) -> TrainLoader:
     num_shares = rank.world_size * cfg.grad_accum_steps
     batch_size = fit_batch_size(plan, cfg.batch_size, num_shares=num_shares, group_size=cfg.mix_group_size, is_mixing=cfg.is_mixing)
     sampler = KeyedBatchSampler(plan, batch_size=batch_size, accum_steps=cfg.grad_accum_steps, rank=rank.index, world_size=rank.world_size)
-    dataset = TrainingSet(images, augment.train_transform(cfg), plan, is_finished_here=rank.device.type == "cpu", reuses_memory=True)
+    dataset = TrainingSet(
+        images,
+        augment.train_transform(cfg),
+        plan,
+        is_finished_here=rank.device.type == "cpu",
+        reuses_memory=True,
+        is_hashed=cfg.labels_mode != "off",
+    )
     settings = _loader_settings(cfg, rank, len(images))
     log.info(
         "training images %d  views per epoch %d in mix groups of %d, %d lanes  steps %d (%d views left over)  %s loader, processes %d",

@@ -49,10 +49,15 @@ def restored_generators():
         torch.default_generator.set_state(states[2])
 
 
+def borrowed_generators():
+    """Run a block that seeds the three generators: `restored_generators`, but in a loader's worker, where nothing else draws from them."""
+    return restored_generators() if get_worker_info() is None else contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def seeded(words: tuple[int, ...]):
     """Run a block with the three generators seeded; outside of a loader's worker, put their states back afterwards."""
-    with restored_generators() if get_worker_info() is None else contextlib.nullcontext():
+    with borrowed_generators():
         seed_generators(words)
         yield
 

@@ -1,14 +1,13 @@
-"""Fast pixels for `--loader fast`: JPEG decoding, resizing and RandAugment's kernels on uint8 tensors.
+"""Fast pixels for `--loader fast`: JPEG decoding, resizing and RandAugment's kernels on uint8 arrays.
 
-An image here is a uint8 tensor (3, H, W) whose memory is laid out (H, W, 3), so that OpenCV, torch and simplejpeg share it
-without a copy. What is drawn at random is left to timm and torchvision; only the kernels that touch pixels are exchanged:
-simplejpeg for Pillow's decoder, torch's antialiased resize for Pillow's, OpenCV for Pillow's point operations and warps."""
+An image here is a uint8 array (H, W, 3), which OpenCV, torch and simplejpeg share without a copy. What is drawn at random is left to
+timm and torchvision; only the kernels that touch pixels are exchanged: simplejpeg for Pillow's decoder, torch's antialiased resize for
+Pillow's, OpenCV for Pillow's point operations and warps."""
 
 import ctypes
 import functools
 import math
 import random
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,87 +56,77 @@ def keep_freed_memory() -> None:
         libc.mallopt(mmap_threshold, 32 << 20)  # the largest that glibc takes
 
 
-def from_array(array: np.ndarray) -> Tensor:
-    """The image in an array (H, W, 3); shares its memory."""
-    return torch.from_numpy(array).permute(2, 0, 1)
+def to_tensor(image: np.ndarray) -> Tensor:
+    """The image as a tensor (3, H, W); shares its memory."""
+    return torch.from_numpy(image).permute(2, 0, 1)
 
 
-def to_array(image: Tensor) -> np.ndarray:
-    """Array (H, W, 3), contiguous; shares the image's memory where that is laid out so."""
+def from_tensor(image: Tensor) -> np.ndarray:
+    """The image in a uint8 tensor (3, H, W); shares its memory where that is laid out (H, W, 3)."""
     return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
 
 
-def from_pil(image: Image.Image) -> Tensor:
-    """The image in an RGB PIL image."""
-    return from_array(np.array(image))
-
-
-def to_pil(image: Tensor) -> Image.Image:
-    return Image.fromarray(to_array(image))
-
-
-_FRAMES = range(0xC0, 0xD0)  # markers that start a frame, but for the three that do not
-_OTHER = (0xC4, 0xC8, 0xCC)
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers that start a frame
 _BASELINE = 0xC0
 _SCAN = 0xDA
-_AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # a marker that is no part of a scan, as stuffed bytes and restarts are
+_RESTARTS = 0xDD
 
 
 @dataclass(frozen=True)
 class _Frame:
     """Where a JPEG's bytes tell of its frame: offset of the frame's marker, and what is in it.
 
-    `codes`: where its one scan begins, if all components are coded in one pass from top to bottom; else None."""
+    `is_one_pass`: all components are coded together, from top to bottom and without restart markers."""
 
     offset: int
     height: int
     width: int
-    codes: int | None
+    is_one_pass: bool
 
 
 def _find_frame(data: bytes) -> _Frame | None:
     """The frame of a JPEG in colour or grayscale; None where `data` is none, or a CMYK one, whose colours Pillow converts its own way."""
     if data[:2] != b"\xff\xd8":
         return None
-    offset, frame = 2, None
+    offset, start, has_restarts = 2, None, False
     while offset + 12 < len(data) and data[offset] == 0xFF:
-        marker, length = data[offset + 1], int.from_bytes(data[offset + 2 : offset + 4], "big")
-        if marker in _FRAMES and marker not in _OTHER:
-            frame = offset, marker, data[offset + 9]
-        if marker == _SCAN:
+        marker = data[offset + 1]
+        if marker in _FRAMES:
+            start = offset
+        elif marker == _RESTARTS:
+            has_restarts = True
+        elif marker == _SCAN:
             break
-        offset += 2 + length
+        offset += 2 + (data[offset + 2] << 8 | data[offset + 3])
     else:
         return None
-    if frame is None or frame[2] not in (1, 3):
+    if start is None or data[start + 9] not in (1, 3):
         return None
-    start, kind, num_components = frame
-    height, width = (int.from_bytes(data[start + i : start + i + 2], "big") for i in (5, 7))
-    is_one_pass = kind == _BASELINE and data[offset + 4] == num_components
-    return _Frame(start, height, width, offset + 2 + length if is_one_pass else None) if height and width else None
+    height, width = data[start + 5] << 8 | data[start + 6], data[start + 7] << 8 | data[start + 8]
+    is_one_pass = data[start + 1] == _BASELINE and data[offset + 4] == data[start + 9] and not has_restarts
+    return _Frame(start, height, width, is_one_pass) if height and width else None
 
 
-def _can_stop(data: bytes, frame: _Frame) -> bool:
-    """Whether the scan can be left after any row: it is the only one, and nothing but the file's end follows it."""
-    end = _AFTER_SCAN.search(data, frame.codes) if frame.codes is not None else None
-    return end is not None and end[0] == b"\xff\xd9"
+MARGIN = 2  # rows below the last one wanted that its colours are interpolated from, whatever the subsampling
+_LEFT_OVER = " extraneous bytes before marker 0xd9"  # all that libjpeg-turbo has to say where it left a sound scan early: the next marker is the end's
 
 
-WORTHWHILE = 0.94  # of the rows: to stop later saves less than it takes to see whether one can
-MARGIN = 16  # rows below the last one wanted that its colours are interpolated from, whatever the subsampling
-
-
-def decode_jpeg(data: bytes, frame: _Frame, num_rows: int) -> Tensor:
+def decode_jpeg(data: bytes, frame: _Frame, num_rows: int) -> np.ndarray:
     """The image in a JPEG, or so much of its top that the first `num_rows` rows are all there; ValueError where it is damaged.
 
     Where possible the decoder is told of a lower image than there is, and stops early: most of its time goes into unpacking
-    codes row by row. Then it cannot be strict, for it finds bytes left over."""
-    stop = -(-(num_rows + MARGIN) // 16) * 16
-    if stop > WORTHWHILE * frame.height or not _can_stop(data, frame):
-        return from_array(simplejpeg.decode_jpeg(data, colorspace="RGB"))
-    data = bytearray(data)
-    data[frame.offset + 5 : frame.offset + 7] = stop.to_bytes(2, "big")
-    return from_array(simplejpeg.decode_jpeg(data, colorspace="RGB", strict=False))
+    codes row by row. It then finds bytes left over; for anything else that it finds, the whole image is decoded."""
+    num_rows += MARGIN
+    if num_rows < frame.height and frame.is_one_pass:
+        lower = bytearray(data)
+        lower[frame.offset + 5 : frame.offset + 7] = num_rows.to_bytes(2, "big")
+        image = np.empty((num_rows, frame.width, 3), np.uint8)
+        try:
+            return simplejpeg.decode_jpeg(lower, colorspace="RGB", buffer=image)
+        except ValueError as error:  # the rows are there nevertheless
+            if str(error).endswith(_LEFT_OVER):
+                return image
+    return simplejpeg.decode_jpeg(data, colorspace="RGB")
 
 
 class Encoded:
@@ -149,56 +138,61 @@ class Encoded:
         self._data, self._open_image = data, open_image
         self._frame = _find_frame(data)
         self.is_fallback = False
-        self.shape = (3, self._frame.height, self._frame.width) if self._frame is not None else self._fall_back().shape
+        self.shape = (self._frame.height, self._frame.width, 3) if self._frame is not None else self._fall_back().shape
 
-    def _fall_back(self) -> Tensor:
+    def _fall_back(self) -> np.ndarray:
         self.is_fallback, self._frame = True, None
-        self._image = from_pil(self._open_image())
+        self._image = np.array(self._open_image())
         return self._image
 
-    def top(self, num_rows: int) -> Tensor:
-        """The first `num_rows` rows, (3, num_rows, W)."""
+    def top(self, num_rows: int) -> np.ndarray:
+        """The first `num_rows` rows, (num_rows, W, 3)."""
         if self._frame is None:
-            return self._image[:, :num_rows]
+            return self._image[:num_rows]
         try:
-            return decode_jpeg(self._data, self._frame, num_rows)[:, :num_rows]
+            return decode_jpeg(self._data, self._frame, num_rows)[:num_rows]
         except ValueError:
-            return self._fall_back()[:, :num_rows]
+            return self._fall_back()[:num_rows]
 
 
-def top(image: Tensor | Encoded, num_rows: int) -> Tensor:
-    """The first `num_rows` rows of an image, (3, num_rows, W)."""
-    return image.top(num_rows) if isinstance(image, Encoded) else image[:, :num_rows]
+def top(image: np.ndarray | Encoded, num_rows: int) -> np.ndarray:
+    """The first `num_rows` rows of an image, (num_rows, W, 3)."""
+    return image.top(num_rows) if isinstance(image, Encoded) else image[:num_rows]
 
 
-_MODES = {InterpolationMode.BICUBIC: "bicubic", InterpolationMode.BILINEAR: "bilinear"}
-
-
-def _canonical(image: Tensor) -> Tensor:
+def _canonical(image: np.ndarray) -> Tensor:
     """The image as a batch of one with the strides that torch's fast resizing asks for, and a batch of one need not have."""
-    _, height, width = image.shape
-    image = image.unsqueeze(0).contiguous(memory_format=torch.channels_last)
-    return image.as_strided(image.shape, (3 * height * width, 1, 3 * width, 3))
+    height, width, _ = image.shape
+    return torch.from_numpy(np.ascontiguousarray(image)).as_strided((1, 3, height, width), (3 * height * width, 1, 3 * width, 3))
 
 
-def resized(image: Tensor, size: tuple[int, int], interpolation: InterpolationMode) -> Tensor:
+def _first(batch: Tensor) -> np.ndarray:
+    """The image that is alone in a batch laid out like `_canonical`'s."""
+    return batch.numpy()[0].transpose(1, 2, 0)
+
+
+# what torch.nn.functional.interpolate calls: (images, size, align_corners, vertical scale, horizontal scale)
+_RESIZE = {InterpolationMode.BICUBIC: torch._C._nn._upsample_bicubic2d_aa, InterpolationMode.BILINEAR: torch._C._nn._upsample_bilinear2d_aa}
+
+
+def resized(image: np.ndarray, size: tuple[int, int], interpolation: InterpolationMode) -> np.ndarray:
     """The image at `size` (height, width), resampled with antialiasing as Pillow does."""
-    return torch.nn.functional.interpolate(_canonical(image), size, mode=_MODES[interpolation], antialias=True)[0]
+    return _first(_RESIZE[interpolation](_canonical(image), size, False, None, None))
 
 
 class RandomResizedCrop(RandomResizedCropAndInterpolation):
     """timm's, of an image as this module has them."""
 
     @staticmethod
-    def get_params(image: Tensor | Encoded, scale: tuple[float, float], ratio: tuple[float, float]) -> tuple[int, int, int, int]:
-        return RandomResizedCropAndInterpolation.get_params(torch.empty(image.shape, device="meta"), scale, ratio)
+    def get_params(image: np.ndarray | Encoded, scale: tuple[float, float], ratio: tuple[float, float]) -> tuple[int, int, int, int]:
+        return RandomResizedCropAndInterpolation.get_params(torch.empty(image.shape[:2], device="meta"), scale, ratio)
 
-    def __call__(self, image: Tensor | Encoded) -> Tensor:
+    def __call__(self, image: np.ndarray | Encoded) -> np.ndarray:
         top_row, left, height, width = self.get_params(image, self.scale, self.ratio)
         interpolation = random.choice(self.interpolation) if isinstance(self.interpolation, tuple | list) else self.interpolation
         if not (height and width):  # drawn for images of a pixel or two; Pillow makes them black
-            return from_array(np.zeros((*self.size, 3), np.uint8))
-        crop = top(image, top_row + height)[:, top_row:, left : left + width]
+            return np.zeros((*self.size, 3), np.uint8)
+        crop = top(image, top_row + height)[top_row:, left : left + width]
         return resized(crop, self.size, _MODE_OF_PIL.get(interpolation, interpolation))
 
 
@@ -214,8 +208,8 @@ def _short_side_to(short: int, height: int, width: int) -> tuple[int, int]:
 class Resize(transforms.Resize):
     """torchvision's, to a given short side."""
 
-    def forward(self, image: Tensor | Encoded) -> Tensor:
-        _, height, width = image.shape
+    def forward(self, image: np.ndarray | Encoded) -> np.ndarray:
+        height, width, _ = image.shape
         size = _short_side_to(self.size, height, width)
         image = top(image, height)
         return image if size == (height, width) else resized(image, size, self.interpolation)
@@ -228,46 +222,43 @@ class ResizedCenterCrop:
     def __init__(self, size: int, crop_size: int):
         self.size, self.crop_size = size, crop_size
         self._resize = Resize(size, interpolation=InterpolationMode.BICUBIC)
-        self._crop = transforms.CenterCrop(crop_size)
+        self._crop = ThroughTensor(transforms.CenterCrop(crop_size))
 
-    def __call__(self, image: Tensor | Encoded) -> Tensor:
-        _, height, width = image.shape
+    def __call__(self, image: np.ndarray | Encoded) -> np.ndarray:
+        height, width, _ = image.shape
         resized_height, resized_width = _short_side_to(self.size, height, width)
         if self.size < self.crop_size or (resized_height, resized_width) == (height, width):
             return self._crop(self._resize(image))
         start_y, start_x = (round((side - self.crop_size) / 2) for side in (resized_height, resized_width))
         size = (start_y + self.crop_size, start_x + self.crop_size)
         # output row i is made of input rows up to scale * (i + 0.5) + 2 * max(scale, 1)
-        num_rows, num_columns = (
-            min(full, math.ceil(full / there * (stop + 2)) + 3) for full, there, stop in ((height, resized_height, size[0]), (width, resized_width, size[1]))
-        )
-        num_rows, num_columns = num_rows + (num_rows == size[0]), num_columns + (num_columns == size[1])
-        if num_rows > height or num_columns > width:  # torch takes equal sizes to mean: nothing to resample
+        num_rows = min(height, math.ceil(height / resized_height * (size[0] + 2)) + 3)
+        num_rows += num_rows == size[0]
+        if num_rows > height or width == size[1]:  # torch takes equal sizes to mean: nothing to resample
             return self._crop(self._resize(image))
-        part = _canonical(top(image, num_rows)[:, :, :num_columns])
-        part = torch.ops.aten._upsample_bicubic2d_aa(part, size, False, resized_height / height, resized_width / width)
-        return part[0, :, start_y:, start_x:]
+        part = _canonical(top(image, num_rows))  # columns that are not needed stay, for leaving them out would be a copy
+        part = _RESIZE[InterpolationMode.BICUBIC](part, size, False, resized_height / height, resized_width / width)
+        return _first(part)[start_y:, start_x:]
 
 
 class RandomHorizontalFlip(transforms.RandomHorizontalFlip):
     """torchvision's, with OpenCV's kernel."""
 
-    def forward(self, image: Tensor) -> Tensor:
-        return from_array(cv2.flip(to_array(image), 1)) if torch.rand(1) < self.p else image
+    def forward(self, image: np.ndarray) -> np.ndarray:
+        return cv2.flip(image, 1) if torch.rand(1) < self.p else image
 
 
 class ColorJitter(transforms.ColorJitter):
     """torchvision's of brightness, contrast and saturation, with this module's kernels."""
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: np.ndarray) -> np.ndarray:
         order, brightness_factor, contrast_factor, saturation_factor, _ = self.get_params(self.brightness, self.contrast, self.saturation, self.hue)
         steps = ((brightness, brightness_factor), (contrast, contrast_factor), (color, saturation_factor))
-        array = to_array(image)
         for i in order.tolist():
             if i < len(steps) and steps[i][1] is not None:
                 adjust, factor = steps[i]
-                array = adjust(array, factor)
-        return from_array(array)
+                image = adjust(image, factor)
+        return image
 
 
 class ThroughPil:
@@ -281,16 +272,38 @@ class ThroughPil:
         """RandAugment ops inside, if any."""
         return self.part.ops
 
-    def __call__(self, image: Tensor, *args, **kwargs) -> Tensor:
-        return from_pil(self.part(to_pil(image), *args, **kwargs))
+    def __call__(self, image: np.ndarray, *args, **kwargs) -> np.ndarray:
+        return np.array(self.part(Image.fromarray(image), *args, **kwargs))
+
+
+class ThroughTensor:
+    """A transform of tensors (3, H, W), for images as this module has them."""
+
+    def __init__(self, part):
+        self.part = part
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        return from_tensor(self.part(to_tensor(image)))
+
+
+class RandomCrop(transforms.RandomCrop):
+    """torchvision's, of an image as this module has them."""
+
+    def forward(self, image: np.ndarray) -> np.ndarray:
+        return from_tensor(super().forward(to_tensor(image)))
 
 
 _LEVELS = np.arange(256)
 
 
 def _apply_table(array: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Array with each value replaced by its entry in `table`, (256,) or (256, 3) with a column per channel."""
-    return cv2.LUT(array, table.astype(np.uint8).reshape(1, 256, *table.shape[1:]))
+    """Array with each value replaced by its entry in `table`, (256,)."""
+    return cv2.LUT(array, table.astype(np.uint8))
+
+
+def _apply_tables(channels: tuple[np.ndarray, ...], tables: np.ndarray) -> np.ndarray:
+    """Array (H, W, 3) of channels (H, W), with each value replaced by its entry in the channel's row of `tables`, (3, 256)."""
+    return cv2.merge([_apply_table(channel, table) for channel, table in zip(channels, tables, strict=True)])
 
 
 def _blended_levels(degenerate: int, factor: float) -> np.ndarray:
@@ -305,23 +318,22 @@ def _blend(degenerate: np.ndarray, array: np.ndarray, factor: float) -> np.ndarr
 
 
 def auto_contrast(array: np.ndarray) -> np.ndarray:
-    tables = []
-    for channel in cv2.split(array):
+    channels, tables = cv2.split(array), []
+    for channel in channels:
         low, high, _, _ = cv2.minMaxLoc(channel)
         scale = 255.0 / (high - low) if high > low else 1.0
-        tables.append(np.trunc(_LEVELS * scale - low * scale).clip(0, 255) if high > low else _LEVELS)
-    return _apply_table(array, np.stack(tables, axis=1))
+        tables.append((_LEVELS * scale - low * scale).clip(0, 255) if high > low else _LEVELS)
+    return _apply_tables(channels, tables)
 
 
 def equalize(array: np.ndarray) -> np.ndarray:
-    tables = []
-    for i in range(3):
-        counts = cv2.calcHist([array], [i], None, [256], [0, 256]).ravel().astype(np.int64)
-        used = np.flatnonzero(counts)
-        step = (counts.sum() - counts[used[-1]]) // 255
-        below = step // 2 + np.concatenate(([0], np.cumsum(counts)[:-1]))
-        tables.append((below // step).clip(0, 255) if len(used) > 1 and step else _LEVELS)
-    return _apply_table(array, np.stack(tables, axis=1))
+    channels, tables = cv2.split(array), []
+    for channel in channels:
+        counts = cv2.calcHist([channel], [0], None, [256], [0, 256]).ravel().astype(np.int64)
+        up_to = np.cumsum(counts)
+        step = (up_to[-1] - counts[np.flatnonzero(counts)[-1]]) // 255
+        tables.append(((step // 2 + up_to - counts) // step).clip(0, 255) if step else _LEVELS)
+    return _apply_tables(channels, tables)
 
 
 def invert(array: np.ndarray) -> np.ndarray:
@@ -329,16 +341,16 @@ def invert(array: np.ndarray) -> np.ndarray:
 
 
 def solarize(array: np.ndarray, threshold: int) -> np.ndarray:
-    return _apply_table(array, np.where(threshold > _LEVELS, _LEVELS, 255 - _LEVELS))
+    return array ^ np.uint8(255) * (array >= threshold)
 
 
 def solarize_add(array: np.ndarray, add: int) -> np.ndarray:
-    return _apply_table(array, np.where(_LEVELS < 128, np.minimum(255, _LEVELS + add), _LEVELS))
+    return cv2.add(array, np.uint8(min(add, 255)) * (array < 128))
 
 
 def posterize(array: np.ndarray, num_bits: int) -> np.ndarray:
     """Keeps the highest `num_bits` bits; none: black."""
-    return _apply_table(array, _LEVELS & ~(2 ** (8 - max(0, min(num_bits, 8))) - 1))
+    return array & np.uint8(256 - 2 ** (8 - max(0, min(num_bits, 8))))
 
 
 def brightness(array: np.ndarray, factor: float) -> np.ndarray:
@@ -388,24 +400,37 @@ def _taps(offset, resample) -> list:
     return [-offset + 2 * square - cube, 1 - 2 * square + cube, offset + square - cube, cube - square]
 
 
+@functools.cache
+def _filled(shape: tuple[int, int, int], color: tuple[int, int, int]) -> np.ndarray:
+    """Array of one colour; not to be written to."""
+    return np.full(shape, color, np.uint8)
+
+
+EDGE = 3  # pixels beyond the border that a filter of four taps can see
+
+
 def shear_x(array: np.ndarray, factor: float, *, resample, fillcolor: tuple[int, int, int]) -> np.ndarray:
-    """Each row to the left, the lower the further: a filter along the rows, exactly as Pillow warps."""
+    """Each row to the left, the lower the further: a filter along the rows, exactly as Pillow warps.
+
+    Shifted rows are cut out of the whole image's pixels in a line; what they find beyond the edges is filled afterwards."""
     height, width, _ = array.shape
     shifts = factor * (np.arange(height) + 0.5)
     whole = np.floor(shifts).astype(np.int64)
-    margin = int(np.abs(whole).max()) + 3
-    padded = cv2.copyMakeBorder(array, 0, 0, margin, margin, cv2.BORDER_REPLICATE)
-    starts = np.arange(height) * (width + 2 * margin) + margin + whole - 1
-    rows = np.lib.stride_tricks.sliding_window_view(padded.reshape(-1), 3 * (width + 3))[3 * starts]
-    rows = torch.from_numpy(rows).float()
+    full_width = width + 2 * EDGE
+    spare_rows = 1 + int(np.abs(whole).max()) // full_width
+    padded = torch.from_numpy(cv2.copyMakeBorder(array, spare_rows, spare_rows, EDGE, EDGE, cv2.BORDER_REPLICATE)).view(-1)
+    starts = 3 * ((spare_rows + np.arange(height)) * full_width + EDGE + whole - 1)
+    length = 3 * (width + EDGE)
+    rows = padded.as_strided((len(padded) - length + 1, length), (1, 1)).index_select(0, torch.from_numpy(starts)).float()
     weights = torch.from_numpy(np.stack(_taps(shifts - whole, resample)).astype(np.float32)).unsqueeze(2)
     out = rows[:, : 3 * width] * weights[0]
     for i in range(1, 4):
         out.addcmul_(rows[:, 3 * i : 3 * (i + width)], weights[i])
     out = cv2.add(out.numpy(), -0.499, dtype=cv2.CV_8U).reshape(array.shape)
-    columns = np.arange(width) + 0.5 + shifts[:, None]
-    is_outside = ((columns < 0) | (columns >= width)).view(np.uint8)
-    return cv2.copyTo(np.full_like(array, fillcolor), is_outside, out)
+    start, stop = (np.ceil(edge - 0.5 - shifts).clip(0, width).astype(np.int16)[:, None] for edge in (0, width))
+    columns = np.arange(width, dtype=np.int16)
+    is_outside = ((columns < start) | (columns >= stop)).view(np.uint8)
+    return cv2.copyTo(_filled(array.shape, fillcolor), is_outside, out)
 
 
 def shear_y(array: np.ndarray, factor: float, **how) -> np.ndarray:
@@ -421,8 +446,7 @@ def translate_x(array: np.ndarray, num_pixels: float, *, resample, fillcolor: tu
     padded = cv2.copyMakeBorder(array, 0, 0, 1, 1, cv2.BORDER_REPLICATE)
     between = cv2.filter2D(padded, -1, kernel, anchor=(1, 0), delta=-0.499, borderType=cv2.BORDER_REPLICATE)
     start, stop = (min(width, max(0, math.ceil(edge - 0.5 - num_pixels))) for edge in (0, width))
-    out = np.empty_like(array)
-    out[:, :start] = out[:, stop:] = fillcolor
+    out = _filled(array.shape, fillcolor).copy()
     out[:, start:stop] = between[:, start + whole + 1 : stop + whole + 1]
     return out
 
@@ -491,14 +515,14 @@ def kernel_for(name: str, pil_kernel):
     return ThroughPil(pil_kernel)
 
 
-def _apply_point_kernel(kernel, image: Tensor, *args, fillcolor, resample) -> Tensor:
-    return from_array(kernel(to_array(image), *args))
+def _apply_point_kernel(kernel, image: np.ndarray, *args, fillcolor, resample) -> np.ndarray:
+    return kernel(image, *args)
 
 
-def _apply_warp_kernel(kernel, image: Tensor, *args, fillcolor, resample) -> Tensor:
+def _apply_warp_kernel(kernel, image: np.ndarray, *args, fillcolor, resample) -> np.ndarray:
     if isinstance(resample, tuple | list):  # drawn where timm draws it
         resample = random.choice(resample)
-    return from_array(kernel(to_array(image), *args, fillcolor=fillcolor, resample=resample))
+    return kernel(image, *args, fillcolor=fillcolor, resample=resample)
 
 
 @functools.cache
@@ -507,13 +531,13 @@ def _hash_weights(num_words: int) -> np.ndarray:
     return np.random.RandomState(0).randint(0, 2**63 - 1, num_words, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
 
-def pixel_hash(image: Tensor) -> int:
-    """Hash of the image's bytes in the order (H, W, 3): a signed 64-bit integer.
+def pixel_hash(image: np.ndarray) -> int:
+    """Hash of the bytes of an image (H, W, 3): a signed 64-bit integer.
 
     Weighted sum modulo 2**64 of 8-byte words with odd weights: any changed word changes it, and so, but for one chance in 2**64,
     does anything else. Takes microseconds, where cryptographic hashes take as long as decoding."""
-    data = to_array(image).reshape(-1)
+    data = image.reshape(-1)
     if data.size % 8:
         data = np.concatenate([data, np.zeros(-data.size % 8, np.uint8)])
     words = data.view(np.uint64)
-    return int(np.dot(words, _hash_weights(len(words))).astype(np.int64))
+    return int(np.einsum("i,i", words, _hash_weights(len(words))).astype(np.int64))

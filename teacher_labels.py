@@ -73,7 +73,7 @@ def fingerprint(cfg: Config, dataset: TrainingSet, *, num_classes: int, device: 
         "plan.num_positions": plan.num_positions,
         "plan.keys": VERSION.decode(),
         "plan.permutations": "-".join(order_hash(plan, epoch) for epoch in range(2)),
-        "plan.pixel_hash": pixels.pixel_hash(torch.arange(3 * 16 * 16, dtype=torch.int64).to(torch.uint8).view(16, 16, 3).permute(2, 0, 1)),
+        "plan.pixel_hash": pixels.pixel_hash(np.arange(3 * 16 * 16).astype(np.uint8).reshape(16, 16, 3)),
         **{f"augmentation.{name}": getattr(cfg, name) for name in COMPARED},
         "augmentation.mean": augment.MEAN,
         "augmentation.std": augment.STD,
@@ -151,7 +151,7 @@ def draw_canaries(cfg: Config, dataset: TrainingSet, count: int) -> list[dict]:
         group, member = (int(number) for number in plan.groups_and_members(np.array(key.position)))
         mixing = []
         if mixer is not None:
-            draw = mixer.draw(plan.group_generator(0, group), plan.group_size, *view.shape[-2:])
+            draw = mixer.draw(plan.group_generator(0, group), plan.group_size, *view.shape[:2])
             mixing = [float(draw.lam[member]), int(draw.is_cutmix[member]), *draw.boxes[member].tolist()]
         drawn.append({"position": key.position, "pixels": pixels.pixel_hash(view), "erased": boxes, "mixing": mixing})
     return drawn

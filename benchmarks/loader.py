@@ -75,7 +75,7 @@ def own_set(images: datasets.Images, name: str, is_training: bool):
     cfg, _ = config.parse(["--data-path", "unused", "--loader", name])
     if is_training:
         plan = keys.build_plan(len(images), repeated_aug=False, group_size=len(images) // 2 * 2, lanes=1, data_seed=0)
-        return datasets.TrainingSet(images, augment.train_transform(cfg), plan, is_finished_here=False, reuses_memory=True)
+        return datasets.TrainingSet(images, augment.train_transform(cfg), plan, is_finished_here=False, reuses_memory=True, is_hashed=False)
     rank = utils.Rank(0, 1, 0, 1, torch.device("cpu"))
     return datasets.ValidationSet(images, augment.eval_transform(224, augment.crop_pct(cfg), name), rank, is_finished_here=False, reuses_memory=True)
 

@@ -203,10 +203,13 @@ def test_evaluation_takes_a_last_batch_of_one_image(digits_folder):
     assert [len(targets) for _, targets in loader] == [13, 13, 13, 1]
 
 
-def test_train_loader_is_the_same_for_any_number_of_workers(digits_folder):
-    batches = []
+def test_train_loader_is_the_same_for_any_number_of_workers(digits_folder, tmp_path):
+    batches, flags = (
+        [],
+        ["--input-size", "32", "--batch-size", "16", "--mix-group-size", "16", "--distillation-type", "hard", "--teacher-labels", str(tmp_path)],
+    )
     for num_workers in ("0", "2"):
-        cfg = settings(digits_folder, "--input-size", "32", "--batch-size", "16", "--mix-group-size", "16", "--num_workers", num_workers)
+        cfg = settings(digits_folder, *flags, "--num_workers", num_workers)
         loader = datasets.build_train_loader(cfg, datasets.open_images(cfg)[0], CPU)
         batches.append([batch for epoch in (0, 1) for batch in loader.batches(epoch)])
     for one, other in zip(*batches, strict=True):
