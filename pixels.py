@@ -84,7 +84,7 @@ class _Frame:
     is_one_pass: bool
 
 
-def _find_frame(data: bytes) -> _Frame | None:
+def _find_frame(data: bytearray) -> _Frame | None:
     """The frame of a JPEG in colour or grayscale; None where `data` is none, or a CMYK one, whose colours Pillow converts its own way."""
     if data[:2] != b"\xff\xd8":
         return None
@@ -111,21 +111,23 @@ MARGIN = 2  # rows below the last one wanted that its colours are interpolated f
 _LEFT_OVER = " extraneous bytes before marker 0xd9"  # all that libjpeg-turbo has to say where it left a sound scan early: the next marker is the end's
 
 
-def decode_jpeg(data: bytes, frame: _Frame, num_rows: int) -> np.ndarray:
+def decode_jpeg(data: bytearray, frame: _Frame, num_rows: int) -> np.ndarray:
     """The image in a JPEG, or so much of its top that the first `num_rows` rows are all there; ValueError where it is damaged.
 
     Where possible the decoder is told of a lower image than there is, and stops early: most of its time goes into unpacking
     codes row by row. It then finds bytes left over; for anything else that it finds, the whole image is decoded."""
     num_rows += MARGIN
     if num_rows < frame.height and frame.is_one_pass:
-        lower = bytearray(data)
-        lower[frame.offset + 5 : frame.offset + 7] = num_rows.to_bytes(2, "big")
+        height = slice(frame.offset + 5, frame.offset + 7)
+        data[height] = num_rows.to_bytes(2, "big")
         image = np.empty((num_rows, frame.width, 3), np.uint8)
         try:
-            return simplejpeg.decode_jpeg(lower, colorspace="RGB", buffer=image)
+            return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=image)
         except ValueError as error:  # the rows are there nevertheless
             if str(error).endswith(_LEFT_OVER):
                 return image
+        finally:
+            data[height] = frame.height.to_bytes(2, "big")
     return simplejpeg.decode_jpeg(data, colorspace="RGB")
 
 
@@ -134,7 +136,7 @@ class Encoded:
 
     `is_fallback` tells whether Pillow had to decode it, for it is no JPEG, or a CMYK or damaged one."""
 
-    def __init__(self, data: bytes, open_image: Callable[[], Image.Image]):
+    def __init__(self, data: bytearray, open_image: Callable[[], Image.Image]):
         self._data, self._open_image = data, open_image
         self._frame = _find_frame(data)
         self.is_fallback = False
@@ -215,6 +217,23 @@ class Resize(transforms.Resize):
         return image if size == (height, width) else resized(image, size, self.interpolation)
 
 
+@functools.lru_cache(maxsize=4096)
+def _centre(height: int, width: int, short_side: int, crop_size: int) -> tuple[int, tuple[int, int], tuple[float, float], tuple[slice, slice]] | None:
+    """How the central square of an image of this size is resized alone: rows that it is made of, size of the resized part, its
+    scales, and where in it the square lies; None where the whole image has to be resized."""
+    resized_height, resized_width = _short_side_to(short_side, height, width)
+    if short_side < crop_size or (resized_height, resized_width) == (height, width):
+        return None
+    start_y, start_x = (round((side - crop_size) / 2) for side in (resized_height, resized_width))
+    size = start_y + crop_size, start_x + crop_size
+    # output row i is made of input rows up to scale * (i + 0.5) + 2 * max(scale, 1)
+    num_rows = min(height, math.ceil(height / resized_height * (size[0] + 2)) + 3)
+    num_rows += num_rows == size[0]
+    if num_rows > height or width == size[1]:  # torch takes equal sizes to mean: nothing to resample
+        return None
+    return num_rows, size, (resized_height / height, resized_width / width), (slice(start_y, None), slice(start_x, None))
+
+
 class ResizedCenterCrop:
     """torchvision's Resize to the short side `size`, bicubic, then CenterCrop to `crop_size`; skips what is neither needed nor costs
     exactness to skip: rows and columns below and right of the crop."""
@@ -225,20 +244,12 @@ class ResizedCenterCrop:
         self._crop = ThroughTensor(transforms.CenterCrop(crop_size))
 
     def __call__(self, image: np.ndarray | Encoded) -> np.ndarray:
-        height, width, _ = image.shape
-        resized_height, resized_width = _short_side_to(self.size, height, width)
-        if self.size < self.crop_size or (resized_height, resized_width) == (height, width):
+        centre = _centre(*image.shape[:2], self.size, self.crop_size)
+        if centre is None:
             return self._crop(self._resize(image))
-        start_y, start_x = (round((side - self.crop_size) / 2) for side in (resized_height, resized_width))
-        size = (start_y + self.crop_size, start_x + self.crop_size)
-        # output row i is made of input rows up to scale * (i + 0.5) + 2 * max(scale, 1)
-        num_rows = min(height, math.ceil(height / resized_height * (size[0] + 2)) + 3)
-        num_rows += num_rows == size[0]
-        if num_rows > height or width == size[1]:  # torch takes equal sizes to mean: nothing to resample
-            return self._crop(self._resize(image))
+        num_rows, size, scales, square = centre
         part = _canonical(top(image, num_rows))  # columns that are not needed stay, for leaving them out would be a copy
-        part = _RESIZE[InterpolationMode.BICUBIC](part, size, False, resized_height / height, resized_width / width)
-        return _first(part)[start_y:, start_x:]
+        return _first(_RESIZE[InterpolationMode.BICUBIC](part, size, False, *scales))[square]
 
 
 class RandomHorizontalFlip(transforms.RandomHorizontalFlip):

@@ -4,11 +4,13 @@
 
 Sides: `published` is what the published scripts do (ImageFolder, Pillow, timm's transforms up to the normalised tensor), `timm` its
 create_loader's uint8 layout, `reference` and `fast` this project's two loaders as they feed a GPU: uint8 out, keyed, hashed.
-All times are CPU times (user and system): of this process for the plain part, of it and its two workers for the other. A round
-shows every side the same images in turn, in chunks; a side's figure is the median of the rounds, with the range in brackets."""
+All times are CPU times (user and system). In the plain part each side has a process of its own, as in a run, and they take turns; in
+the other part they are those of a DataLoader's two workers and of the process that reads from it. A round shows every side the same
+images; a side's figure is the median of the rounds, with the range in brackets."""
 
 import argparse
 import itertools
+import multiprocessing
 import os
 import statistics
 import sys
@@ -31,8 +33,9 @@ import pixels  # noqa: E402
 import utils  # noqa: E402
 from errors import InputError  # noqa: E402
 
-CHUNK = 20
 BATCH = 50
+TURN = 400  # images
+SIDES = ("published", "timm", "reference", "fast")
 TIMM_SETTINGS = {"is_training": True, "color_jitter": 0.4, "auto_augment": "rand-m9-mstd0.5-inc1", "interpolation": "bicubic", "re_prob": 0.25}
 
 
@@ -97,44 +100,51 @@ class KeySampler:
             yield [keys.Key(self.epoch, i, i, 0) if self.is_training else i for i in indices]
 
 
-def plain_sides(folder: Path, is_training: bool) -> dict:
-    """Functions of (epoch, indices) that load these images as one batch, by side."""
-    images = datasets.open_folder(folder)
-    published = ImageFolder(folder, published_transform(is_training))
-    timm_side = timm_loader(folder, is_training, 0)
-    sides = {
-        "published": lambda epoch, indices: torch.stack([published[i][0] for i in indices]),
-        "timm": lambda epoch, indices: timm_side.collate_fn([timm_side.dataset[i] for i in indices]),
-    }
-    for name in ("reference", "fast"):
-        own = own_set(images, name, is_training)
+def plain_side(name: str, folder: Path, is_training: bool):
+    """Function of (epoch, indices) that loads these images as one batch."""
+    if name == "published":
+        images = ImageFolder(folder, published_transform(is_training))
+        return lambda epoch, indices: torch.stack([images[i][0] for i in indices])
+    if name == "timm":
+        loader = timm_loader(folder, is_training, 0)
+        return lambda epoch, indices: loader.collate_fn([loader.dataset[i] for i in indices])
+    own = own_set(datasets.open_folder(folder), name, is_training)
+    pixels.keep_freed_memory()
+    return lambda epoch, indices: own.__getitems__([keys.Key(epoch, i, i, 0) if is_training else i for i in indices])
 
-        def load(epoch, indices, own=own):
-            return own.__getitems__([keys.Key(epoch, i, i, 0) if is_training else i for i in indices])
 
-        sides[name] = load
-    return sides
+def serve(name: str, folder: Path, is_training: bool, connection) -> None:
+    """Load the images (epoch, indices) that come through `connection`, and answer with the CPU seconds they took, until None comes."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    load = plain_side(name, folder, is_training)
+    for epoch, indices in iter(connection.recv, None):
+        keys.seed_generators((epoch, indices.start, 0))  # for the sides that draw at random: from the same state in every run
+        begin = time.process_time()
+        for start in range(0, len(indices), BATCH):
+            load(epoch, indices[start : start + BATCH])
+        connection.send(time.process_time() - begin)
 
 
 def measure_plain(folder: Path, is_training: bool, num_rounds: int) -> dict[str, list[float]]:
-    """Milliseconds per image and side, one figure per round. A side that draws at random is seeded alike for all."""
-    sides = plain_sides(folder, is_training)
+    """Milliseconds per image and side, one figure per round."""
+    context, connections, processes = multiprocessing.get_context("fork"), {}, []
+    for name in SIDES:
+        connections[name], other_end = context.Pipe()
+        processes.append(context.Process(target=serve, args=(name, folder, is_training, other_end), daemon=True))
+        processes[-1].start()
     num_images = len(ImageFolder(folder))
-    for load in sides.values():
-        load(0, range(min(CHUNK, num_images)))
-    times = {name: [] for name in sides}
-    for epoch in range(num_rounds):
-        spent = dict.fromkeys(sides, 0.0)
-        for chunk, start in enumerate(range(0, num_images, CHUNK)):
-            indices = range(start, min(start + CHUNK, num_images))
-            order = list(sides.items())
-            for name, load in order[chunk % len(order) :] + order[: chunk % len(order)]:
-                keys.seed_generators((epoch, chunk, 0))
-                begin = time.process_time()
-                load(epoch, indices)
-                spent[name] += time.process_time() - begin
-        for name, seconds in spent.items():
+    times = {name: [] for name in SIDES}
+    for epoch in range(num_rounds + 1):
+        spent = dict.fromkeys(SIDES, 0.0)
+        for start in range(0, num_images, TURN):
+            for name, connection in connections.items():
+                connection.send((epoch, range(start, min(start + TURN, num_images))))
+                spent[name] += connection.recv()
+        for name, seconds in spent.items() if epoch else ():  # epoch 0 warms up
             times[name].append(1000 * seconds / num_images)
+    for connection, process in zip(connections.values(), processes, strict=True):
+        connection.send(None)
+        process.join()
     return times
 
 

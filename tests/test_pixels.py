@@ -254,7 +254,7 @@ SUBSAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}
 @pytest.mark.parametrize("settings", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"optimize": True}, {"exif": b"Exif\0\0 broken"}])
 def test_the_top_of_a_jpeg_is_that_of_the_whole(subsampling, settings):
     for size in ((75, 131), (200, 97)):
-        data = jpeg(photos(256)[1].resize(size), subsampling=subsampling, quality=92, **settings)
+        data = bytearray(jpeg(photos(256)[1].resize(size), subsampling=subsampling, quality=92, **settings))
         whole = np.array(Image.open(io.BytesIO(data)))
         for num_rows in (1, 15, 16, 17, 48, 63, size[1] - 1, size[1]):
             encoded = pixels.Encoded(data, None)
@@ -265,9 +265,9 @@ def test_the_top_of_a_jpeg_is_that_of_the_whole(subsampling, settings):
 
 def test_the_bytes_after_the_rows_wanted_are_not_decoded():
     data = bytearray(jpeg(photos(256)[1], quality=92))
-    whole = pixels.Encoded(bytes(data), None).top(256)
+    whole = pixels.Encoded(data, None).top(256)
     data[-2000:-1000] = bytes(1000)
-    assert np.array_equal(pixels.Encoded(bytes(data), None).top(64), whole[:64])
+    assert np.array_equal(pixels.Encoded(data, None).top(64), whole[:64])
 
 
 def spoilt(folder: Path) -> dict[str, bytes]:
