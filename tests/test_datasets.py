@@ -216,6 +216,21 @@ def test_train_loader_is_the_same_for_any_number_of_workers(digits_folder, tmp_p
         assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("images", "targets", "positions", "pixel_hashes"))
 
 
+def test_pixels_are_hashed_only_for_stored_labels(digits_folder):
+    cfg = settings(digits_folder, "--input-size", "32", "--batch-size", "16", "--mix-group-size", "16", "--num_workers", "0")
+    loader = datasets.build_train_loader(cfg, datasets.open_images(cfg)[0], CPU)
+    assert next(loader.batches(0)).pixel_hashes is None
+
+
+def test_files_that_come_in_parts_are_read_whole():
+    class Trickle(io.BytesIO):
+        def readinto(self, buffer):
+            return super().readinto(memoryview(buffer)[:3])
+
+    assert datasets._read(Trickle(b"0123456789"), 10) == b"0123456789"
+    assert datasets._read(Trickle(b"0123456789"), 12) == b"0123456789"  # it got shorter
+
+
 @pytest.mark.parametrize(("batch_size", "num_workers"), [(3, 2), (15, 1)], ids=["many batches", "a short one among the first"])
 def test_batches_of_changing_sizes_are_right_epoch_after_epoch_and_stay_so(digits_folder, batch_size, num_workers):
     """Loader processes use the memory of earlier batches again: those that were handed out must not change."""

@@ -3,10 +3,12 @@
 import io
 import random
 import shutil
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 import sklearn
 import torch
 from PIL import Image
@@ -78,6 +80,15 @@ def test_ops_equal_pillows_within_their_bounds(name, resample):
         off = np.abs(difference(kernel(np.array(photo), *args, **{**HOW, "resample": resample}), reference))
         mean = max(mean, 0.03) if mean and resample == Image.Resampling.BILINEAR else mean  # sums that are whole numbers round either way
         assert off.mean() <= mean and off.max() <= worst, (off.mean(), off.max())
+
+
+@pytest.mark.parametrize("name", ["ShearX", "ShearY"])
+@pytest.mark.parametrize("factor", [-2.6, -0.9, 0.013, 1.0, 3.1])
+@pytest.mark.parametrize("size", [(40, 90), (90, 40), (3, 1)], ids=str)
+def test_shears_of_any_strength_are_pillows(name, factor, size):
+    photo = photos(96)[0].crop((0, 0, *size))
+    off = difference(pixels.kernel_for(name, NAME_TO_OP[name])(np.array(photo), factor, **HOW), NAME_TO_OP[name](photo, factor, **HOW))
+    assert np.abs(off).max() <= 1
 
 
 @pytest.mark.parametrize("name", ["Rotate", "ShearX", "TranslateY"])
@@ -263,11 +274,53 @@ def test_the_top_of_a_jpeg_is_that_of_the_whole(subsampling, settings):
             assert np.array_equal(encoded.top(num_rows), encoded.top(size[1])[:num_rows]) and not encoded.is_fallback
 
 
-def test_the_bytes_after_the_rows_wanted_are_not_decoded():
+@pytest.mark.parametrize("subsampling", ["444", "422", "420", "440", "411", "Gray"])
+def test_any_number_of_rows_is_that_of_the_whole(subsampling):
+    for height, width in ((70, 75), (17, 33), (16, 16), (2, 5)):
+        array, space = np.asarray(photos(80)[1])[:height, :width], "GRAY" if subsampling == "Gray" else "RGB"
+        array = np.ascontiguousarray(array[:, :, :1] if subsampling == "Gray" else array)
+        data = simplejpeg.encode_jpeg(array, quality=93, colorsubsampling=subsampling, colorspace=space)
+        whole = simplejpeg.decode_jpeg(data, colorspace="RGB")
+        encoded = pixels.Encoded(bytearray(data), None)
+        assert all(np.array_equal(encoded.top(num_rows), whole[:num_rows]) for num_rows in range(1, height + 1)) and not encoded.is_fallback
+
+
+def count_decoded_rows(monkeypatch) -> list[int]:
+    """The rows of each JPEG that is decoded from here on."""
+    rows = []
+
+    def decode_jpeg(data, **settings):
+        rows.append(simplejpeg.decode_jpeg_header(data)[0])
+        return simplejpeg.decode_jpeg(data, **settings)
+
+    monkeypatch.setattr(pixels, "simplejpeg", types.SimpleNamespace(decode_jpeg=decode_jpeg))
+    return rows
+
+
+def test_the_bytes_after_the_rows_wanted_are_not_decoded(monkeypatch):
     data = bytearray(jpeg(photos(256)[1], quality=92))
     whole = pixels.Encoded(data, None).top(256)
     data[-2000:-1000] = bytes(1000)
-    assert np.array_equal(pixels.Encoded(data, None).top(64), whole[:64])
+    rows = count_decoded_rows(monkeypatch)
+    assert np.array_equal(pixels.Encoded(data, None).top(64), whole[:64]) and rows == [64 + pixels.MARGIN]
+    assert np.array_equal(pixels.Encoded(data + b"rubbish", None).top(100), whole[:100]) and rows[1:] == [100 + pixels.MARGIN]
+
+
+@pytest.mark.parametrize("settings", [{"progressive": True}, {"restart_marker_rows": 1}])
+def test_jpegs_that_cannot_be_left_early_are_decoded_once(monkeypatch, settings):
+    data = bytearray(jpeg(photos(256)[1], **settings))
+    rows = count_decoded_rows(monkeypatch)
+    pixels.Encoded(data, None).top(64)
+    assert rows == [256]
+
+
+@pytest.mark.parametrize("spoil", [20 * b"\xff\x00", bytes(300), bytes(range(200))], ids=["no code", "zeros", "other codes"])
+def test_rows_with_damaged_codes_are_pillows(spoil):
+    data = bytearray(jpeg(photos(256)[1], quality=92))
+    at = len(data) // 4
+    data[at : at + len(spoil)] = spoil
+    reference = Image.open(io.BytesIO(data)).convert("RGB")
+    assert np.array_equal(pixels.Encoded(data, lambda: reference).top(200), np.array(reference)[:200])
 
 
 def spoilt(folder: Path) -> dict[str, bytes]:
