@@ -3,22 +3,25 @@
     python benchmarks/loader.py --data-path FOLDER      (class folders of JPEGs; ImageNet-like ones to be representative)
 
 Sides: `published` is what the published scripts do (ImageFolder, Pillow, timm's transforms up to the normalised tensor), `timm` its
-create_loader's uint8 layout, `reference` and `fast` this project's two loaders as they feed a GPU: uint8 out, keyed, hashed.
+create_loader's uint8 layout, `reference` and `fast` this project's two loaders as they feed a GPU: uint8 out, keyed.
 All times are CPU times (user and system). In the plain part each side has a process of its own, as in a run, and they take turns; in
 the other part they are those of a DataLoader's two workers and of the process that reads from it. A round shows every side the same
 images; a side's figure is the median of the rounds, with the range in brackets."""
 
 import argparse
+import functools
 import itertools
 import multiprocessing
 import os
 import statistics
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from timm.data import create_loader, create_transform  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
@@ -55,11 +58,32 @@ def published_transform(is_training: bool):
     )
 
 
-def timm_loader(folder: Path, is_training: bool, num_workers: int) -> DataLoader:
+@dataclass(frozen=True)
+class Sample:
+    """At most `num_images` images of a folder of class folders, evenly spaced."""
+
+    folder: Path
+    num_images: int
+
+    def _chosen(self, num_all: int) -> np.ndarray:
+        return np.linspace(0, num_all - 1, min(num_all, self.num_images)).astype(int)
+
+    def pil(self, transform=None) -> ImageFolder:
+        """As the published scripts open them."""
+        images = ImageFolder(self.folder, transform)
+        images.samples = [images.samples[i] for i in self._chosen(len(images))]
+        return images
+
+    def own(self) -> datasets.Images:
+        images = datasets.open_folder(self.folder)
+        return images.part(self._chosen(len(images)))
+
+
+def timm_loader(sample: Sample, is_training: bool, num_workers: int) -> DataLoader:
     """timm's loader up to its uint8 batches, without the part that runs on the device."""
     settings = TIMM_SETTINGS if is_training else {"is_training": False, "interpolation": "bicubic", "crop_pct": 0.875}
     loader = create_loader(
-        ImageFolder(folder),
+        sample.pil(),
         (3, 224, 224),
         BATCH,
         num_workers=num_workers,
@@ -100,23 +124,23 @@ class KeySampler:
             yield [keys.Key(self.epoch, i, i, 0) if self.is_training else i for i in indices]
 
 
-def plain_side(name: str, folder: Path, is_training: bool):
+def plain_side(name: str, sample: Sample, is_training: bool):
     """Function of (epoch, indices) that loads these images as one batch."""
     if name == "published":
-        images = ImageFolder(folder, published_transform(is_training))
+        images = sample.pil(published_transform(is_training))
         return lambda epoch, indices: torch.stack([images[i][0] for i in indices])
     if name == "timm":
-        loader = timm_loader(folder, is_training, 0)
+        loader = timm_loader(sample, is_training, 0)
         return lambda epoch, indices: loader.collate_fn([loader.dataset[i] for i in indices])
-    own = own_set(datasets.open_folder(folder), name, is_training)
+    own = own_set(sample.own(), name, is_training)
     pixels.keep_freed_memory()
     return lambda epoch, indices: own.__getitems__([keys.Key(epoch, i, i, 0) if is_training else i for i in indices])
 
 
-def serve(name: str, folder: Path, is_training: bool, connection) -> None:
+def serve(name: str, sample: Sample, is_training: bool, connection) -> None:
     """Load the images (epoch, indices) that come through `connection`, and answer with the CPU seconds they took, until None comes."""
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    load = plain_side(name, folder, is_training)
+    load = plain_side(name, sample, is_training)
     for epoch, indices in iter(connection.recv, None):
         keys.seed_generators((epoch, indices.start, 0))  # for the sides that draw at random: from the same state in every run
         begin = time.process_time()
@@ -125,21 +149,25 @@ def serve(name: str, folder: Path, is_training: bool, connection) -> None:
         connection.send(time.process_time() - begin)
 
 
-def measure_plain(folder: Path, is_training: bool, num_rounds: int) -> dict[str, list[float]]:
+def measure_plain(sample: Sample, is_training: bool, num_rounds: int) -> dict[str, list[float]]:
     """Milliseconds per image and side, one figure per round."""
     context, connections, processes = multiprocessing.get_context("fork"), {}, []
     for name in SIDES:
         connections[name], other_end = context.Pipe()
-        processes.append(context.Process(target=serve, args=(name, folder, is_training, other_end), daemon=True))
+        processes.append(context.Process(target=serve, args=(name, sample, is_training, other_end), daemon=True))
         processes[-1].start()
-    num_images = len(ImageFolder(folder))
+        other_end.close()  # so that a side that fails is noticed
+    num_images = len(sample.own())
     times = {name: [] for name in SIDES}
     for epoch in range(num_rounds + 1):
         spent = dict.fromkeys(SIDES, 0.0)
         for start in range(0, num_images, TURN):
             for name, connection in connections.items():
-                connection.send((epoch, range(start, min(start + TURN, num_images))))
-                spent[name] += connection.recv()
+                try:
+                    connection.send((epoch, range(start, min(start + TURN, num_images))))
+                    spent[name] += connection.recv()
+                except (EOFError, ConnectionError) as error:
+                    raise InputError(f"the side {name} failed, see above") from error
         for name, seconds in spent.items() if epoch else ():  # epoch 0 warms up
             times[name].append(1000 * seconds / num_images)
     for connection, process in zip(connections.values(), processes, strict=True):
@@ -157,15 +185,15 @@ def cpu_time_s(loader: DataLoader) -> float:
     return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def measure_workers(folder: Path, is_training: bool, num_rounds: int, passes: int) -> dict[str, list[float]]:
+def measure_workers(sample: Sample, is_training: bool, num_rounds: int, passes: int) -> dict[str, list[float]]:
     """Milliseconds of CPU time per image and side with two workers, `passes` times through the images per round.
 
     Own batches are copied as training copies them, out of the memory that the workers use again."""
-    images = datasets.open_folder(folder)
+    images = sample.own()
     settings = {"num_workers": 2, "multiprocessing_context": "fork", "persistent_workers": True}
     sides = {
-        "published": DataLoader(ImageFolder(folder, published_transform(is_training)), BATCH, shuffle=is_training, **settings),
-        "timm": timm_loader(folder, is_training, 2),
+        "published": DataLoader(sample.pil(published_transform(is_training)), BATCH, shuffle=is_training, **settings),
+        "timm": timm_loader(sample, is_training, 2),
     }
     own = {"collate_fn": datasets._as_is, "worker_init_fn": datasets.prepare_worker}
     for name in ("reference", "fast"):
@@ -183,11 +211,11 @@ def measure_workers(folder: Path, is_training: bool, num_rounds: int, passes: in
     return times
 
 
-def measure_stages(folder: Path, num_images: int) -> dict[str, float]:
+def measure_stages(sample: Sample) -> dict[str, float]:
     """Milliseconds per training image of each stage of the fast loader."""
-    images = datasets.open_folder(folder)
+    images = sample.own()
     own = own_set(images, "fast", is_training=True)
-    spent = dict.fromkeys(["read", "decode", "crop and resize", "flip", "RandAugment", "erasing draw", "hash", "seed"], 0.0)
+    spent = dict.fromkeys(["read", "seed", "decode", "crop and resize", "flip", "RandAugment", "erasing draw"], 0.0)
 
     def timed(stage, function, *args):
         begin = time.process_time()
@@ -195,19 +223,17 @@ def measure_stages(folder: Path, num_images: int) -> dict[str, float]:
         spent[stage] += time.process_time() - begin
         return result
 
-    parts = own.transform.parts.transforms
-    for i in range(min(num_images, len(images))):
-        timed("read", datasets.read_file, images.samples[i])
-        timed("seed", keys.seed_generators, own.plan.sample_words(0, i, 0))
-        image = images.open(i, is_fast=True)
-        with keys.restored_generators():
-            first_row, _, height, _ = parts[0].get_params(image, parts[0].scale, parts[0].ratio)
-        image = timed("decode", image.top, first_row + height)
-        for stage, part in zip(("crop and resize", "flip", "RandAugment"), parts, strict=True):
-            image = timed(stage, part, image)
-        timed("erasing draw", augment._draw_erased, own.transform.erasing, image)
-        timed("hash", pixels.pixel_hash, image)
-    return {stage: 1000 * seconds / min(num_images, len(images)) for stage, seconds in spent.items()}
+    for epoch in range(2):
+        spent.update(dict.fromkeys(spent, 0.0))  # the first epoch warms up
+        for i in range(len(images)):
+            image = timed("read", functools.partial(images.open, is_fast=True), i)
+            image.top = functools.partial(timed, "decode", image.top)
+            timed("seed", keys.seed_generators, own.plan.sample_words(epoch, i, 0))
+            for stage, part in zip(("crop and resize", "flip", "RandAugment"), own.transform.parts.transforms, strict=True):
+                image = timed(stage, part, image)
+            timed("erasing draw", augment._draw_erased, own.transform.erasing, image)
+    spent["crop and resize"] -= spent["decode"]
+    return {stage: 1000 * seconds / len(images) for stage, seconds in spent.items()}
 
 
 def report(title: str, times: dict[str, list[float]]) -> None:
@@ -221,23 +247,26 @@ def report(title: str, times: dict[str, list[float]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--data-path", type=Path, required=True)
+    parser.add_argument("--num-images", type=int, default=400, metavar="N", help="at most so many of them, evenly spaced [400]")
     parser.add_argument("--rounds", type=int, default=5, choices=range(1, 101), metavar="N")
     parser.add_argument("--passes", type=int, default=2, choices=range(1, 101), metavar="N", help="times through the images per round with workers")
     parser.add_argument("--parts", default="stages,plain,workers", help="which of stages, plain, workers to measure")
     args = parser.parse_args()
-    if not args.data_path.is_dir() or len(datasets.open_folder(args.data_path)) < 2:
+    sample = Sample(args.data_path, args.num_images)
+    if not args.data_path.is_dir() or len(sample.own()) < 2:
         raise InputError(f"--data-path {args.data_path} is no folder of class folders with at least two images")
     torch.set_num_threads(1)
     pixels.require()
     pixels.prepare_process()
-    print(f"{os.cpu_count()} cores  torch {torch.__version__} with {torch.backends.cpu.get_cpu_capability()}  median of {args.rounds} rounds")
+    capability = torch.backends.cpu.get_cpu_capability()
+    print(f"{os.cpu_count()} cores  torch {torch.__version__} with {capability}  {len(sample.own())} images  median of {args.rounds} rounds")
     if "stages" in args.parts:
-        print("\nfast loader, training, ms per image: " + "  ".join(f"{stage} {ms:.3f}" for stage, ms in measure_stages(args.data_path, 400).items()))
+        print("\nfast loader, training, ms per image: " + "  ".join(f"{stage} {ms:.3f}" for stage, ms in measure_stages(sample).items()))
     for is_training, mode in ((True, "training"), (False, "evaluation")):
         if "plain" in args.parts:
-            report(f"{mode}, one process", measure_plain(args.data_path, is_training, args.rounds))
+            report(f"{mode}, one process", measure_plain(sample, is_training, args.rounds))
         if "workers" in args.parts:
-            report(f"{mode}, DataLoader with two workers", measure_workers(args.data_path, is_training, args.rounds, args.passes))
+            report(f"{mode}, DataLoader with two workers", measure_workers(sample, is_training, args.rounds, args.passes))
 
 
 if __name__ == "__main__":
