@@ -101,20 +101,11 @@ def open_file(path: str) -> Image.Image:
         raise InputError(f"{path} cannot be read as an image ({error}): replace or remove it") from error
 
 
-def _read(file: io.FileIO, num_bytes: int) -> bytearray:
-    """The next `num_bytes` of a file, or so many as there are; faster than `file.read`, and not copied again to be written to."""
-    data = bytearray(num_bytes)
-    count = file.readinto(data)
-    if count < num_bytes:  # file systems may give less at once
-        data[count:] = file.read(num_bytes - count)
-    return data
-
-
-def read_file(path: str) -> bytearray:
+def read_file(path: str) -> bytes:
     """Content of a file; InputError naming it if it cannot be read."""
     try:
         with open(path, "rb", buffering=0) as file:
-            return _read(file, os.fstat(file.fileno()).st_size)
+            return file.read()
     except OSError as error:
         raise InputError(f"{path} cannot be read as an image ({error}): replace or remove it") from error
 
@@ -170,12 +161,12 @@ class TarMembers(Sequence):
         return TarMember(self._tar, self._names[index], int(self._offsets[index]), int(self._sizes[index]))
 
 
-def read_tar_member(member: TarMember) -> bytearray:
+def read_tar_member(member: TarMember) -> bytes:
     """Bytes of `member`; InputError naming it if they cannot be read."""
     try:
-        with open(member.tar, "rb", buffering=0) as file:
+        with open(member.tar, "rb") as file:
             file.seek(member.offset)
-            return _read(file, member.size)
+            return file.read(member.size)
     except OSError as error:
         raise InputError(f"{member.tar}: {member.name} cannot be read as an image ({error}): is the tar still there?") from error
 

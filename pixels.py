@@ -84,7 +84,7 @@ class _Frame:
     is_one_pass: bool
 
 
-def _find_frame(data: bytearray) -> _Frame | None:
+def _find_frame(data: bytes) -> _Frame | None:
     """The frame of a JPEG in colour or grayscale; None where `data` is none, or a CMYK one, whose colours Pillow converts its own way."""
     if data[:2] != b"\xff\xd8":
         return None
@@ -111,32 +111,30 @@ MARGIN = 2  # rows below the last one wanted that its colours are interpolated f
 _LEFT_OVER = " extraneous bytes before marker 0xd9"  # all that libjpeg-turbo has to say where it left a sound scan early: the next marker is the end's
 
 
-def decode_jpeg(data: bytearray, frame: _Frame, num_rows: int) -> np.ndarray:
+def decode_jpeg(data: bytes, frame: _Frame, num_rows: int) -> np.ndarray:
     """The image in a JPEG, or so much of its top that the first `num_rows` rows are all there; ValueError where it is damaged.
 
     Where possible the decoder is told of a lower image than there is, and stops early: most of its time goes into unpacking
     codes row by row. It then finds bytes left over; for anything else that it finds, the whole image is decoded."""
     num_rows += MARGIN
     if num_rows < frame.height and frame.is_one_pass:
-        height = slice(frame.offset + 5, frame.offset + 7)
-        data[height] = num_rows.to_bytes(2, "big")
+        lower = bytearray(data)
+        lower[frame.offset + 5 : frame.offset + 7] = num_rows.to_bytes(2, "big")
         image = np.empty((num_rows, frame.width, 3), np.uint8)
         try:
-            return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=image)
+            return simplejpeg.decode_jpeg(lower, colorspace="RGB", buffer=image)
         except ValueError as error:  # the rows are there nevertheless
             if str(error).endswith(_LEFT_OVER):
                 return image
-        finally:
-            data[height] = frame.height.to_bytes(2, "big")
     return simplejpeg.decode_jpeg(data, colorspace="RGB")
 
 
 class Encoded:
     """An image file's content, decoded when its pixels are asked for.
 
-    `is_fallback` tells whether Pillow had to decode it, for it is no JPEG, or a CMYK or damaged one."""
+    `is_fallback` tells whether Pillow had to decode it, for it is no JPEG, or a CMYK, damaged or very odd one."""
 
-    def __init__(self, data: bytearray, open_image: Callable[[], Image.Image]):
+    def __init__(self, data: bytes, open_image: Callable[[], Image.Image]):
         self._data, self._open_image = data, open_image
         self._frame = _find_frame(data)
         self.is_fallback = False
@@ -236,7 +234,7 @@ def _centre(height: int, width: int, short_side: int, crop_size: int) -> tuple[i
 
 class ResizedCenterCrop:
     """torchvision's Resize to the short side `size`, bicubic, then CenterCrop to `crop_size`; skips what is neither needed nor costs
-    exactness to skip: rows and columns below and right of the crop."""
+    exactness to skip: what is below and right of the crop."""
 
     def __init__(self, size: int, crop_size: int):
         self.size, self.crop_size = size, crop_size
@@ -417,7 +415,8 @@ def _filled(shape: tuple[int, int, int], color: tuple[int, int, int]) -> np.ndar
     return np.full(shape, color, np.uint8)
 
 
-EDGE = 3  # pixels beyond the border that a filter of four taps can see
+NUM_TAPS = 4
+EDGE = NUM_TAPS - 1  # pixels to a row's sides that a filter of so many taps may see
 
 
 def shear_x(array: np.ndarray, factor: float, *, resample, fillcolor: tuple[int, int, int]) -> np.ndarray:
@@ -431,11 +430,11 @@ def shear_x(array: np.ndarray, factor: float, *, resample, fillcolor: tuple[int,
     spare_rows = 1 + int(np.abs(whole).max()) // full_width
     padded = torch.from_numpy(cv2.copyMakeBorder(array, spare_rows, spare_rows, EDGE, EDGE, cv2.BORDER_REPLICATE)).view(-1)
     starts = 3 * ((spare_rows + np.arange(height)) * full_width + EDGE + whole - 1)
-    length = 3 * (width + EDGE)
+    length = 3 * (width + NUM_TAPS - 1)
     rows = padded.as_strided((len(padded) - length + 1, length), (1, 1)).index_select(0, torch.from_numpy(starts)).float()
     weights = torch.from_numpy(np.stack(_taps(shifts - whole, resample)).astype(np.float32)).unsqueeze(2)
     out = rows[:, : 3 * width] * weights[0]
-    for i in range(1, 4):
+    for i in range(1, NUM_TAPS):
         out.addcmul_(rows[:, 3 * i : 3 * (i + width)], weights[i])
     out = cv2.add(out.numpy(), -0.499, dtype=cv2.CV_8U).reshape(array.shape)
     start, stop = (np.ceil(edge - 0.5 - shifts).clip(0, width).astype(np.int16)[:, None] for edge in (0, width))

@@ -4,9 +4,10 @@
 
 Sides: `published` is what the published scripts do (ImageFolder, Pillow, timm's transforms up to the normalised tensor), `timm` its
 create_loader's uint8 layout, `reference` and `fast` this project's two loaders as they feed a GPU: uint8 out, keyed.
-All times are CPU times (user and system). In the plain part each side has a process of its own, as in a run, and they take turns; in
-the other part they are those of a DataLoader's two workers and of the process that reads from it. A round shows every side the same
-images; a side's figure is the median of the rounds, with the range in brackets."""
+All times are CPU times (user and system). In the plain part each side has a process of its own, as in a run, they take turns on one
+core, and the memory that they free stays theirs; in the other part the times are those of a DataLoader's two workers, each side's as it
+starts them, and of the process that reads from it. A round shows every side the same images; a side's figure is the median of the rounds,
+with the range in brackets."""
 
 import argparse
 import functools
@@ -38,6 +39,7 @@ from errors import InputError  # noqa: E402
 
 BATCH = 50
 TURN = 400  # images
+PARTS = ("stages", "plain", "workers")
 SIDES = ("published", "timm", "reference", "fast")
 TIMM_SETTINGS = {"is_training": True, "color_jitter": 0.4, "auto_augment": "rand-m9-mstd0.5-inc1", "interpolation": "bicubic", "re_prob": 0.25}
 
@@ -133,13 +135,14 @@ def plain_side(name: str, sample: Sample, is_training: bool):
         loader = timm_loader(sample, is_training, 0)
         return lambda epoch, indices: loader.collate_fn([loader.dataset[i] for i in indices])
     own = own_set(sample.own(), name, is_training)
-    pixels.keep_freed_memory()
     return lambda epoch, indices: own.__getitems__([keys.Key(epoch, i, i, 0) if is_training else i for i in indices])
 
 
 def serve(name: str, sample: Sample, is_training: bool, connection) -> None:
     """Load the images (epoch, indices) that come through `connection`, and answer with the CPU seconds they took, until None comes."""
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    if hasattr(os, "sched_setaffinity"):  # not on macOS
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    pixels.keep_freed_memory()
     load = plain_side(name, sample, is_training)
     for epoch, indices in iter(connection.recv, None):
         keys.seed_generators((epoch, indices.start, 0))  # for the sides that draw at random: from the same state in every run
@@ -162,12 +165,13 @@ def measure_plain(sample: Sample, is_training: bool, num_rounds: int) -> dict[st
     for epoch in range(num_rounds + 1):
         spent = dict.fromkeys(SIDES, 0.0)
         for start in range(0, num_images, TURN):
-            for name, connection in connections.items():
+            for i in range(len(SIDES)):
+                name = SIDES[(epoch + i) % len(SIDES)]
                 try:
-                    connection.send((epoch, range(start, min(start + TURN, num_images))))
-                    spent[name] += connection.recv()
+                    connections[name].send((epoch, range(start, min(start + TURN, num_images))))
+                    spent[name] += connections[name].recv()
                 except (EOFError, ConnectionError) as error:
-                    raise InputError(f"the side {name} failed, see above") from error
+                    raise InputError(f"the side {name} failed, see above: is there a damaged image in {sample.folder}?") from error
         for name, seconds in spent.items() if epoch else ():  # epoch 0 warms up
             times[name].append(1000 * seconds / num_images)
     for connection, process in zip(connections.values(), processes, strict=True):
@@ -250,9 +254,14 @@ def main() -> None:
     parser.add_argument("--num-images", type=int, default=400, metavar="N", help="at most so many of them, evenly spaced [400]")
     parser.add_argument("--rounds", type=int, default=5, choices=range(1, 101), metavar="N")
     parser.add_argument("--passes", type=int, default=2, choices=range(1, 101), metavar="N", help="times through the images per round with workers")
-    parser.add_argument("--parts", default="stages,plain,workers", help="which of stages, plain, workers to measure")
+    parser.add_argument("--parts", default=",".join(PARTS), help="which to measure, of " + ", ".join(PARTS))
     args = parser.parse_args()
     sample = Sample(args.data_path, args.num_images)
+    parts = args.parts.split(",")
+    if not set(parts) <= set(PARTS):
+        raise InputError(f"--parts {args.parts} names a part that there is not: choose from {', '.join(PARTS)}")
+    if args.num_images < 2:
+        raise InputError(f"--num-images {args.num_images} is too few: take 2 or more")
     if not args.data_path.is_dir() or len(sample.own()) < 2:
         raise InputError(f"--data-path {args.data_path} is no folder of class folders with at least two images")
     torch.set_num_threads(1)
@@ -260,12 +269,12 @@ def main() -> None:
     pixels.prepare_process()
     capability = torch.backends.cpu.get_cpu_capability()
     print(f"{os.cpu_count()} cores  torch {torch.__version__} with {capability}  {len(sample.own())} images  median of {args.rounds} rounds")
-    if "stages" in args.parts:
+    if "stages" in parts:
         print("\nfast loader, training, ms per image: " + "  ".join(f"{stage} {ms:.3f}" for stage, ms in measure_stages(sample).items()))
     for is_training, mode in ((True, "training"), (False, "evaluation")):
-        if "plain" in args.parts:
+        if "plain" in parts:
             report(f"{mode}, one process", measure_plain(sample, is_training, args.rounds))
-        if "workers" in args.parts:
+        if "workers" in parts:
             report(f"{mode}, DataLoader with two workers", measure_workers(sample, is_training, args.rounds, args.passes))
 
 

@@ -33,6 +33,26 @@ def test_loader_benchmark_compares_every_side_both_ways(digits_folder):
     assert all(ratio == "1.00" for name, ratio in rows if name == "fast")
 
 
+def test_loader_benchmark_refuses_what_it_cannot_measure_in_one_line(digits_folder, tmp_path):
+    (tmp_path / "class").mkdir()
+    for flags, message in (
+        (["--data-path", str(tmp_path)], "no image in the class folders"),
+        (["--data-path", str(tmp_path / "none")], "is no folder of class folders"),
+        (["--data-path", str(digits_folder / "val"), "--num-images", "1"], "--num-images 1 is too few"),
+        (["--data-path", str(digits_folder / "val"), "--parts", "plan"], "--parts plan names a part that there is not"),
+    ):
+        done = run_command("benchmarks/loader.py", *flags)
+        assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_loader_benchmark_names_the_side_that_failed(tmp_path):
+    (tmp_path / "class").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / "class" / name).write_bytes(b"no image")
+    done = run_command("benchmarks/loader.py", "--data-path", str(tmp_path), "--parts", "plain")
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: the side published failed, see above")
+
+
 def test_loader_processes_keep_a_large_listing_shared():
     done = run_command("benchmarks/loader_memory.py", "--num-images", "200000", "--reads", "100000")
     assert done.returncode == 0, done.stderr

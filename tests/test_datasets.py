@@ -1,6 +1,7 @@
 import io
 import json
 import pickle
+import random
 import tarfile
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 import augment
 import config
 import datasets
+import keys
 import utils
 from errors import InputError
 
@@ -119,6 +121,7 @@ def test_tars_give_the_images_of_the_folders(tmp_path):
     for tar_images, folder_images in zip(from_tar, from_folder, strict=True):
         assert tar_images.classes == folder_images.classes and tar_images.targets.tolist() == folder_images.targets.tolist()
         assert [tar_images[i][0].tobytes() for i in range(6)] == [folder_images[i][0].tobytes() for i in range(6)]
+        assert list(map(datasets.read_tar_member, tar_images.samples)) == list(map(datasets.read_file, folder_images.samples))
 
 
 def test_unreadable_images_are_named(tmp_path):
@@ -204,10 +207,8 @@ def test_evaluation_takes_a_last_batch_of_one_image(digits_folder):
 
 
 def test_train_loader_is_the_same_for_any_number_of_workers(digits_folder, tmp_path):
-    batches, flags = (
-        [],
-        ["--input-size", "32", "--batch-size", "16", "--mix-group-size", "16", "--distillation-type", "hard", "--teacher-labels", str(tmp_path)],
-    )
+    batches = []
+    flags = ["--input-size", "32", "--batch-size", "16", "--mix-group-size", "16", "--distillation-type", "hard", "--teacher-labels", str(tmp_path)]
     for num_workers in ("0", "2"):
         cfg = settings(digits_folder, *flags, "--num_workers", num_workers)
         loader = datasets.build_train_loader(cfg, datasets.open_images(cfg)[0], CPU)
@@ -222,13 +223,25 @@ def test_pixels_are_hashed_only_for_stored_labels(digits_folder):
     assert next(loader.batches(0)).pixel_hashes is None
 
 
-def test_files_that_come_in_parts_are_read_whole():
-    class Trickle(io.BytesIO):
-        def readinto(self, buffer):
-            return super().readinto(memoryview(buffer)[:3])
+@pytest.mark.parametrize("loader", ["fast", "reference"])
+def test_loading_here_leaves_the_generators_as_they_were(digits_folder, loader):
+    cfg = settings(digits_folder, "--input-size", "48", "--loader", loader)
+    images, _ = datasets.open_images(cfg)
+    plan = keys.build_plan(len(images), repeated_aug=False, group_size=2, lanes=1, data_seed=0)
+    dataset = datasets.TrainingSet(images, augment.train_transform(cfg), plan)
+    good, bad = keys.Key(0, 0, 0, 0), keys.Key(0, 0, len(images), 0)
 
-    assert datasets._read(Trickle(b"0123456789"), 10) == b"0123456789"
-    assert datasets._read(Trickle(b"0123456789"), 12) == b"0123456789"  # it got shorter
+    def states():
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    before = states()
+    dataset.draw(good)
+    assert states() == before
+    dataset.__getitems__([good, good])
+    assert states() == before
+    with pytest.raises(IndexError):
+        dataset.__getitems__([good, bad])
+    assert states() == before
 
 
 @pytest.mark.parametrize(("batch_size", "num_workers"), [(3, 2), (15, 1)], ids=["many batches", "a short one among the first"])

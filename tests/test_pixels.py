@@ -64,7 +64,7 @@ def photos(size: int = 224) -> list[Image.Image]:
     return [Image.open(path).convert("RGB").resize((size, size), Image.Resampling.BICUBIC) for path in PHOTOS]
 
 
-def difference(fast: torch.Tensor, reference: Image.Image) -> np.ndarray:
+def difference(fast: np.ndarray, reference: Image.Image) -> np.ndarray:
     return fast.astype(int) - np.asarray(reference).astype(int)
 
 
@@ -80,6 +80,15 @@ def test_ops_equal_pillows_within_their_bounds(name, resample):
         off = np.abs(difference(kernel(np.array(photo), *args, **{**HOW, "resample": resample}), reference))
         mean = max(mean, 0.03) if mean and resample == Image.Resampling.BILINEAR else mean  # sums that are whole numbers round either way
         assert off.mean() <= mean and off.max() <= worst, (off.mean(), off.max())
+
+
+@pytest.mark.parametrize("name", ["AutoContrast", "Equalize"])
+def test_ops_that_count_levels_do_so_in_small_and_flat_images(name):
+    rng = np.random.RandomState(0)
+    for size in ((1, 1), (15, 17), (16, 16), (16, 17), (23, 23), (40, 30)):
+        image = Image.fromarray(rng.randint(0, 256, (*size, 3)).astype(np.uint8))
+        image.paste((9, 9, 9), (0, 0, size[1], size[0] // 2))
+        assert not difference(pixels.kernel_for(name, NAME_TO_OP[name])(np.array(image), **HOW), NAME_TO_OP[name](image, **HOW)).any()
 
 
 @pytest.mark.parametrize("name", ["ShearX", "ShearY"])
@@ -265,7 +274,7 @@ SUBSAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}
 @pytest.mark.parametrize("settings", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"optimize": True}, {"exif": b"Exif\0\0 broken"}])
 def test_the_top_of_a_jpeg_is_that_of_the_whole(subsampling, settings):
     for size in ((75, 131), (200, 97)):
-        data = bytearray(jpeg(photos(256)[1].resize(size), subsampling=subsampling, quality=92, **settings))
+        data = jpeg(photos(256)[1].resize(size), subsampling=subsampling, quality=92, **settings)
         whole = np.array(Image.open(io.BytesIO(data)))
         for num_rows in (1, 15, 16, 17, 48, 63, size[1] - 1, size[1]):
             encoded = pixels.Encoded(data, None)
@@ -281,7 +290,7 @@ def test_any_number_of_rows_is_that_of_the_whole(subsampling):
         array = np.ascontiguousarray(array[:, :, :1] if subsampling == "Gray" else array)
         data = simplejpeg.encode_jpeg(array, quality=93, colorsubsampling=subsampling, colorspace=space)
         whole = simplejpeg.decode_jpeg(data, colorspace="RGB")
-        encoded = pixels.Encoded(bytearray(data), None)
+        encoded = pixels.Encoded(data, None)
         assert all(np.array_equal(encoded.top(num_rows), whole[:num_rows]) for num_rows in range(1, height + 1)) and not encoded.is_fallback
 
 
@@ -308,7 +317,7 @@ def test_the_bytes_after_the_rows_wanted_are_not_decoded(monkeypatch):
 
 @pytest.mark.parametrize("settings", [{"progressive": True}, {"restart_marker_rows": 1}])
 def test_jpegs_that_cannot_be_left_early_are_decoded_once(monkeypatch, settings):
-    data = bytearray(jpeg(photos(256)[1], **settings))
+    data = jpeg(photos(256)[1], **settings)
     rows = count_decoded_rows(monkeypatch)
     pixels.Encoded(data, None).top(64)
     assert rows == [256]
@@ -353,6 +362,7 @@ def test_odd_files_are_decoded_alike_or_by_pillow_and_counted(tmp_path, caplog):
         fast, reference = encoded.top(64), np.array(images[i][0])
         assert np.abs(fast.astype(int) - reference.astype(int)).max() <= 1, name
         assert encoded.is_fallback == (name in ("cmyk.jpg", "png.jpg", "deep.png")), name
+        assert np.array_equal(encoded.top(10), fast[:10]), name
     flags = ["--data-path", str(tmp_path), "--input-size", "32", "--batch-size", "4", "--mix-group-size", "4", "--num_workers", "0", "--no-repeated-aug"]
     cfg, _ = config.parse(flags)
     loader = datasets.build_train_loader(cfg, images, CPU)
@@ -375,15 +385,26 @@ def test_truncated_files_are_named_by_either_loader(tmp_path, keep):
         images.open(0, is_fast=True).top(10)
 
 
-def test_jpegs_with_a_marker_inside_their_codes_are_refused_by_either_loader(tmp_path):
-    data = bytearray(jpeg(photos(256)[0], quality=95))
-    at = len(data) // 3
-    data[at : at + 2] = b"\xff\xd8"
+def marked(data: bytes) -> bytes:
+    """A JPEG with a second start inside its codes."""
+    at = len(data) // 2
+    return data[:at] + b"\xff\xd8" + data[at + 2 :]
+
+
+def without_height(data: bytes) -> bytes:
+    """A JPEG that leaves its height to be told after the codes."""
+    at = data.index(b"\xff\xc0") + 5
+    return data[:at] + b"\0\0" + data[at + 2 :]
+
+
+@pytest.mark.parametrize("spoil", [marked, without_height])
+@pytest.mark.parametrize("num_rows", [20, 200])
+def test_jpegs_that_pillow_refuses_are_refused_by_either_loader(tmp_path, spoil, num_rows):
     path = tmp_path / "train" / "class" / "broken.jpg"
     path.parent.mkdir(parents=True)
-    path.write_bytes(data)
+    path.write_bytes(spoil(jpeg(photos(256)[0], quality=95)))
     images = datasets.open_folder(tmp_path / "train")
-    for read in (lambda: images[0], lambda: images.open(0, is_fast=True).top(200)):
+    for read in (lambda: images[0], lambda: images.open(0, is_fast=True).top(num_rows)):
         with pytest.raises(InputError, match=r"broken\.jpg cannot be read as an image"):
             read()
 
@@ -442,8 +463,9 @@ def test_a_cpu_without_avx2_stops_the_run_and_names_the_cure(digits_folder, tmp_
 
 
 @pytest.mark.gpu
-def test_batches_on_a_gpu_are_those_of_the_cpu():
-    cfg, _ = config.parse(["--data-set", "DIGITS", "--input-size", "48", "--batch-size", "32", "--mix-group-size", "32", "--num_workers", "2"])
+def test_batches_on_a_gpu_are_those_of_the_cpu(tmp_path):
+    flags = ["--batch-size", "32", "--mix-group-size", "32", "--num_workers", "2", "--distillation-type", "hard", "--teacher-labels", str(tmp_path)]
+    cfg, _ = config.parse(["--data-set", "DIGITS", "--input-size", "48", *flags])
     images = datasets.load_digits()[0]
     loaders = [datasets.build_train_loader(cfg, images, utils.Rank(0, 1, 0, 1, torch.device(name))) for name in ("cpu", "cuda")]
     for here, there in zip(*(loader.batches(1) for loader in loaders), strict=True):
