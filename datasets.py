@@ -462,23 +462,30 @@ class ValidationSet(_LoadedSet):
         return Batch(batch.permute(0, 3, 1, 2), targets, torch.tensor(chosen), erased=erased, num_fallbacks=num_fallbacks)
 
 
+def copied(images: Tensor) -> Tensor:
+    """A copy of a batch laid out (B, H, W, 3), made by this thread alone: torch would wake its others, and they would take cores
+    from the loader's processes."""
+    return torch.from_numpy(images.permute(0, 2, 3, 1).numpy().copy()).permute(0, 3, 1, 2)
+
+
 def _to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its images on `device` and finished, in memory that no loader process overwrites."""
-    images = batch.images.clone() if batch.images.is_shared() else batch.images
+    images = copied(batch.images) if batch.images.is_shared() else batch.images
     images = images.to(device, non_blocking=True)
     if batch.erased is not None:
         images = augment.finish(images, batch.erased._replace(fill=batch.erased.fill.to(device, non_blocking=True)))
     return batch._replace(images=images, erased=None)
 
 
-def _ready(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """The batches on `device` and finished, the next one while the last is in use; says at the end what Pillow had to decode."""
+def _ready(batches: Iterator[Batch], device: torch.device, *, num_batches: int, purpose: str) -> Iterator[Batch]:
+    """The `num_batches` batches on `device` and finished, the next one while the last is in use; says with the last of them how many
+    images Pillow had to decode."""
     num_fallbacks = num_images = 0
-    for batch in prefetched(batches, lambda batch: _to_device(batch, device), device):
+    for i, batch in enumerate(prefetched(batches, lambda batch: _to_device(batch, device), device), 1):
         num_fallbacks, num_images = num_fallbacks + batch.num_fallbacks, num_images + len(batch.targets)
+        if i == num_batches and num_fallbacks:
+            log.info("%s: %d of %d images were no JPEGs that the fast decoder takes and were decoded by Pillow", purpose, num_fallbacks, num_images)
         yield batch
-    if num_fallbacks:
-        log.info("%d of %d images were no JPEGs that the fast decoder takes and were decoded by Pillow", num_fallbacks, num_images)
 
 
 @dataclass(frozen=True)
@@ -503,7 +510,7 @@ class TrainLoader:
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The micro-batches of `epoch` from optimiser step `first_step` on."""
         self.sampler.start(epoch=epoch, step=first_step)
-        return _ready(iter(self.loader), self.device)
+        return _ready(iter(self.loader), self.device, num_batches=len(self.sampler), purpose="training")
 
 
 @dataclass(frozen=True)
@@ -514,7 +521,8 @@ class ValLoader:
     device: torch.device
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((batch.images, batch.targets) for batch in _ready(iter(self.loader), self.device))
+        batches = _ready(iter(self.loader), self.device, num_batches=len(self.loader), purpose="evaluation")
+        return ((batch.images, batch.targets) for batch in batches)
 
     def __len__(self) -> int:
         return len(self.loader)

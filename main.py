@@ -131,8 +131,7 @@ def explain(error: BaseException) -> int:
     if not isinstance(error, InputError):
         traceback.print_exception(error)
         return 1
-    text = str(error).rpartition("errors.InputError: ")[2].strip()  # a loader's worker wraps it in its own traceback
-    sys.stderr.write(f"error: {text}\n" if index == 0 else f"[rank {index}] error: {text}\n")
+    sys.stderr.write(f"error: {error}\n" if index == 0 else f"[rank {index}] error: {error}\n")
     return 1
 
 

@@ -10,6 +10,7 @@ starts them, and of the process that reads from it. A round shows every side the
 with the range in brackets."""
 
 import argparse
+import contextlib
 import functools
 import itertools
 import multiprocessing
@@ -36,6 +37,7 @@ import keys  # noqa: E402
 import pixels  # noqa: E402
 import utils  # noqa: E402
 from errors import InputError  # noqa: E402
+from verify import positive_int  # noqa: E402
 
 BATCH = 50
 TURN = 400  # images
@@ -67,6 +69,10 @@ class Sample:
     folder: Path
     num_images: int
 
+    @property
+    def batch_size(self) -> int:
+        return min(BATCH, self.num_images)
+
     def _chosen(self, num_all: int) -> np.ndarray:
         return np.linspace(0, num_all - 1, min(num_all, self.num_images)).astype(int)
 
@@ -87,7 +93,7 @@ def timm_loader(sample: Sample, is_training: bool, num_workers: int) -> DataLoad
     loader = create_loader(
         sample.pil(),
         (3, 224, 224),
-        BATCH,
+        sample.batch_size,
         num_workers=num_workers,
         device=torch.device("cpu"),
         pin_memory=False,
@@ -138,13 +144,17 @@ def plain_side(name: str, sample: Sample, is_training: bool):
     return lambda epoch, indices: own.__getitems__([keys.Key(epoch, i, i, 0) if is_training else i for i in indices])
 
 
-def serve(name: str, sample: Sample, is_training: bool, connection) -> None:
-    """Load the images (epoch, indices) that come through `connection`, and answer with the CPU seconds they took, until None comes."""
+def serve(name: str, sample: Sample, is_training: bool, connection, others) -> None:
+    """Load the images (epoch, indices) that come through `connection`, and answer with the CPU seconds they took, until None comes.
+
+    `others`: the benchmark's own ends of the connections so far, which the fork has copied, and which must not outlive it here."""
+    for other in others:
+        other.close()
     if hasattr(os, "sched_setaffinity"):  # not on macOS
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     pixels.keep_freed_memory()
     load = plain_side(name, sample, is_training)
-    for epoch, indices in iter(connection.recv, None):
+    for epoch, indices in iter(functools.partial(receive, connection), None):
         keys.seed_generators((epoch, indices.start, 0))  # for the sides that draw at random: from the same state in every run
         begin = time.process_time()
         for start in range(0, len(indices), BATCH):
@@ -152,12 +162,19 @@ def serve(name: str, sample: Sample, is_training: bool, connection) -> None:
         connection.send(time.process_time() - begin)
 
 
+def receive(connection):
+    """What comes next; None where the other end is gone."""
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        return connection.recv()
+    return None
+
+
 def measure_plain(sample: Sample, is_training: bool, num_rounds: int) -> dict[str, list[float]]:
     """Milliseconds per image and side, one figure per round."""
     context, connections, processes = multiprocessing.get_context("fork"), {}, []
     for name in SIDES:
         connections[name], other_end = context.Pipe()
-        processes.append(context.Process(target=serve, args=(name, sample, is_training, other_end), daemon=True))
+        processes.append(context.Process(target=serve, args=(name, sample, is_training, other_end, list(connections.values())), daemon=True))
         processes[-1].start()
         other_end.close()  # so that a side that fails is noticed
     num_images = len(sample.own())
@@ -171,7 +188,7 @@ def measure_plain(sample: Sample, is_training: bool, num_rounds: int) -> dict[st
                     connections[name].send((epoch, range(start, min(start + TURN, num_images))))
                     spent[name] += connections[name].recv()
                 except (EOFError, ConnectionError) as error:
-                    raise InputError(f"the side {name} failed, see above: is there a damaged image in {sample.folder}?") from error
+                    raise InputError(f"the side {name} failed, see above: free memory or cores, or leave the part out with --parts") from error
         for name, seconds in spent.items() if epoch else ():  # epoch 0 warms up
             times[name].append(1000 * seconds / num_images)
     for connection, process in zip(connections.values(), processes, strict=True):
@@ -205,13 +222,14 @@ def measure_workers(sample: Sample, is_training: bool, num_rounds: int, passes: 
     times = {name: [] for name in sides}
     for is_warm in [False] + num_rounds * [True]:
         for name, loader in sides.items():
-            batches = iter(loader)
+            batches, num_images = iter(loader), 0
             begin = cpu_time_s(loader)
             for batch in itertools.chain(batches, *itertools.repeat(loader, passes - 1)):
+                num_images += len(batch[0])  # timm leaves out a last batch that is not full
                 if isinstance(batch, datasets.Batch):
-                    batch.images.clone()
+                    datasets.copied(batch.images)
             if is_warm:
-                times[name].append(1000 * (cpu_time_s(loader) - begin) / (passes * len(images)))
+                times[name].append(1000 * (cpu_time_s(loader) - begin) / num_images)
     return times
 
 
@@ -250,25 +268,29 @@ def report(title: str, times: dict[str, list[float]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--data-path", type=Path, required=True)
-    parser.add_argument("--num-images", type=int, default=400, metavar="N", help="at most so many of them, evenly spaced [400]")
-    parser.add_argument("--rounds", type=int, default=5, choices=range(1, 101), metavar="N")
-    parser.add_argument("--passes", type=int, default=2, choices=range(1, 101), metavar="N", help="times through the images per round with workers")
-    parser.add_argument("--parts", default=",".join(PARTS), help="which to measure, of " + ", ".join(PARTS))
+    parser.add_argument("--data-path", type=Path, required=True, metavar="FOLDER", help="folder of class folders of images")
+    parser.add_argument("--num-images", type=positive_int, default=400, metavar="N", help="at most so many of them, evenly spaced [%(default)s]")
+    parser.add_argument("--rounds", type=positive_int, default=5, metavar="N", help="times that each side's turn comes [%(default)s]")
+    parser.add_argument("--passes", type=positive_int, default=2, metavar="N", help="times through the images per round with workers [%(default)s]")
+    parser.add_argument("--parts", default=",".join(PARTS), help="which of the parts to measure [%(default)s]")
     args = parser.parse_args()
     sample = Sample(args.data_path, args.num_images)
     parts = args.parts.split(",")
     if not set(parts) <= set(PARTS):
         raise InputError(f"--parts {args.parts} names a part that there is not: choose from {', '.join(PARTS)}")
-    if args.num_images < 2:
-        raise InputError(f"--num-images {args.num_images} is too few: take 2 or more")
-    if not args.data_path.is_dir() or len(sample.own()) < 2:
-        raise InputError(f"--data-path {args.data_path} is no folder of class folders with at least two images")
+    if not args.data_path.is_dir():
+        raise InputError(f"--data-path {args.data_path} is no folder: it must be one of class folders with images")
+    images = sample.own()
+    if len(images) < 2:
+        raise InputError("one image is too few: give at least two, by --data-path and --num-images")
+    for i in range(len(images)):
+        images[i]  # InputError where one cannot be read
+    sample = Sample(args.data_path, len(images))
     torch.set_num_threads(1)
     pixels.require()
     pixels.prepare_process()
     capability = torch.backends.cpu.get_cpu_capability()
-    print(f"{os.cpu_count()} cores  torch {torch.__version__} with {capability}  {len(sample.own())} images  median of {args.rounds} rounds")
+    print(f"{os.cpu_count()} cores  torch {torch.__version__} with {capability}  {len(images)} images  median of {args.rounds} rounds")
     if "stages" in parts:
         print("\nfast loader, training, ms per image: " + "  ".join(f"{stage} {ms:.3f}" for stage, ms in measure_stages(sample).items()))
     for is_training, mode in ((True, "training"), (False, "evaluation")):

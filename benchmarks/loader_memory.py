@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import datasets  # noqa: E402
+from verify import positive_int  # noqa: E402
 
 
 def private_mib() -> float:
@@ -48,8 +49,8 @@ def measure(name: str, entries, targets, num_reads: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--num-images", type=int, default=1281167)
-    parser.add_argument("--reads", type=int, default=600_000)
+    parser.add_argument("--num-images", type=positive_int, default=1281167, metavar="N", help="length of the listing [%(default)s]")
+    parser.add_argument("--reads", type=positive_int, default=600_000, metavar="N", help="entries that each worker looks up [%(default)s]")
     args = parser.parse_args()
     paths = [f"/datasets/imagenet/train/n{i % 1000:08d}/n{i % 1000:08d}_{i}.JPEG" for i in range(args.num_images)]
     targets = [i % 1000 for i in range(args.num_images)]

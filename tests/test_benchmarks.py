@@ -1,13 +1,19 @@
 """Benchmarks run as written from the root and print a ratio."""
 
 import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import models
+from benchmarks import loader, models
+from errors import InputError
 from model.layers import ConvNorm
-from tests.conftest import run_command
+from tests.conftest import ROOT, run_command
 from tools import bench_data
 
 
@@ -34,23 +40,57 @@ def test_loader_benchmark_compares_every_side_both_ways(digits_folder):
 
 
 def test_loader_benchmark_refuses_what_it_cannot_measure_in_one_line(digits_folder, tmp_path):
-    (tmp_path / "class").mkdir()
+    for name in ("empty", "damaged"):
+        (tmp_path / name / "class").mkdir(parents=True)
+    shutil.copytree(digits_folder / "val", tmp_path / "damaged", dirs_exist_ok=True)
+    (tmp_path / "damaged" / "class" / "a.jpg").write_bytes(b"no image")
     for flags, message in (
-        (["--data-path", str(tmp_path)], "no image in the class folders"),
-        (["--data-path", str(tmp_path / "none")], "is no folder of class folders"),
-        (["--data-path", str(digits_folder / "val"), "--num-images", "1"], "--num-images 1 is too few"),
-        (["--data-path", str(digits_folder / "val"), "--parts", "plan"], "--parts plan names a part that there is not"),
+        ([tmp_path / "none"], "is no folder"),
+        ([tmp_path / "empty"], "no image in the class folders"),
+        ([tmp_path / "damaged"], "a.jpg cannot be read as an image"),
+        ([digits_folder / "val", "--num-images", "1"], "one image is too few"),
+        ([digits_folder / "val", "--parts", "plan"], "--parts plan names a part that there is not"),
     ):
-        done = run_command("benchmarks/loader.py", *flags)
+        done = run_command("benchmarks/loader.py", "--data-path", *map(str, flags))
         assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_loader_benchmark_names_the_side_that_failed(tmp_path):
-    (tmp_path / "class").mkdir()
-    for name in ("a.jpg", "b.jpg"):
-        (tmp_path / "class" / name).write_bytes(b"no image")
-    done = run_command("benchmarks/loader.py", "--data-path", str(tmp_path), "--parts", "plain")
-    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: the side published failed, see above")
+def test_loader_benchmark_names_a_side_that_failed(digits_folder, monkeypatch):
+    monkeypatch.setattr(loader, "plain_side", lambda *args: sys.exit(3))
+    with pytest.raises(InputError, match="the side published failed"):
+        loader.measure_plain(loader.Sample(digits_folder / "val", 40), is_training=False, num_rounds=1)
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def is_running(pid: str) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_killed_loader_benchmark_leaves_no_process(digits_folder):
+    command = ["benchmarks/loader.py", "--data-path", str(digits_folder / "val"), "--parts", "plain", "--rounds", "100000"]
+    running = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
+    wait_for(lambda: len(children.read_text().split()) == len(loader.SIDES))
+    sides = children.read_text().split()
+    running.kill()
+    running.wait()
+    wait_for(lambda: not any(map(is_running, sides)))
+
+
+@pytest.mark.parametrize("num_images", ["7", "40"])
+def test_loader_benchmark_counts_the_images_that_each_side_delivers(digits_folder, num_images):
+    flags = ["--num-images", num_images, "--rounds", "1", "--passes", "1", "--parts", "workers"]
+    done = run_command("benchmarks/loader.py", "--data-path", str(digits_folder / "val"), *flags)
+    assert done.returncode == 0, done.stderr
+    ms = [float(text) for text in re.findall(r"^timm +([\d.]+)", done.stdout, re.M)]
+    assert len(ms) == 2 and min(ms) > 0.1
 
 
 def test_loader_processes_keep_a_large_listing_shared():
@@ -71,6 +111,13 @@ def test_bench_data_says_what_limits_a_run(digits_folder):
     assert len(rates) == 4 and min(map(int, rates.values())) > 0
     slowest = min(("storage", "all loader processes", "model"), key=lambda name: int(rates[name])).split()
     assert re.search(r"^the (storage|loader|model) limits this run to about \d+ images/s: ", done.stdout, re.M)[1] in slowest
+
+
+@pytest.mark.parametrize(("flags", "message"), [(["--seconds", "0"], "--seconds 0 is no time to measure anything"), (["--model", "recnext_m9"], "recnext_m9")])
+def test_bench_data_refuses_what_it_cannot_measure_before_it_measures(digits_folder, flags, message):
+    settings = ["--model", "recnext_m0", "--input-size", "32", "--batch-size", "8", "--mix-group-size", "8", "--device", "cpu", "--distillation-type", "none"]
+    done = run_command("tools/bench_data.py", "--data-path", str(digits_folder), *settings, *flags)
+    assert done.returncode == 1 and message in done.stderr and not done.stdout and len(done.stderr.splitlines()) == 1
 
 
 def test_bench_data_names_what_would_limit_a_run_with_stored_labels():

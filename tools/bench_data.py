@@ -104,21 +104,26 @@ def conclude(rates: dict[str, float], num_workers: int) -> str:
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="bench_data.py", description=__doc__.splitlines()[0], epilog="All other flags are main.py's.", allow_abbrev=False)
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of each measurement [10]")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of each measurement [%(default)s]")
     own, settings = parser.parse_known_args(argv)
+    if own.seconds <= 0:
+        raise InputError(f"--seconds {own.seconds:g} is no time to measure anything: take a few seconds")
     cfg, notes = config.parse(settings)
     rank = utils.start_process(cfg.device, cfg.seed)
     for note in notes:
         utils.log.info(note)
     images, _ = datasets.open_images(cfg)
-    rates, lines = {}, []
+    utils.log.setLevel("WARNING")  # what loaders say of every epoch
+    rates = {}
 
     def add(name: str, rate: float, remark: str = "") -> None:
         rates[name] = rate
-        lines.append(f"{name:<22} {rate:10.0f} images/s  {remark}")
-        print(lines[-1], flush=True)
+        print(f"{name:<22} {rate:10.0f} images/s  {remark}", flush=True)
 
     num_workers = max(1, datasets.count_workers(cfg, rank))
+    add("model", model_rate(cfg, rank, own.seconds, with_teacher=False), f"{cfg.model} on {rank.device}, batch {cfg.batch_size}")
+    if cfg.distillation != "none":
+        add("model with teacher", model_rate(cfg, rank, own.seconds, with_teacher=True), f"{cfg.teacher_model} online")
     reader = {datasets.Names: datasets.read_file, datasets.TarMembers: datasets.read_tar_member}.get(type(images.samples))
     if reader is not None:
         rate, megabytes = storage_rate(images, reader, own.seconds)
@@ -126,9 +131,6 @@ def main(argv: list[str]) -> None:
     add("one loader process", loader_rate(dataclasses.replace(cfg, num_workers=1), images, rank, own.seconds), f"{cfg.loader} loader")
     rate = loader_rate(dataclasses.replace(cfg, num_workers=num_workers), images, rank, own.seconds)
     add("all loader processes", rate, f"{num_workers} processes on {os.cpu_count()} cores")
-    add("model", model_rate(cfg, rank, own.seconds, with_teacher=False), f"{cfg.model} on {rank.device}, batch {cfg.batch_size}")
-    if cfg.distillation != "none":
-        add("model with teacher", model_rate(cfg, rank, own.seconds, with_teacher=True), f"{cfg.teacher_model} online")
     print(conclude(rates, num_workers))
 
 
