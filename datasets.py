@@ -10,6 +10,7 @@ import re
 import signal
 import tarfile
 import threading
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +33,13 @@ from utils import Rank, log, prefetched
 
 
 class Names(Sequence):
-    """Texts in two arrays. A list of a million strings would be copied, page by page, into every loader process that counts
+    """Texts in two buffers. A list of a million strings would be copied, page by page, into every loader process that counts
     references to them."""
 
     def __init__(self, texts: Iterable[str]):
         encoded = [os.fsencode(text) for text in texts]
         self._bytes = b"".join(encoded)
-        self._ends = np.cumsum([0, *map(len, encoded)])
+        self._ends = array("q", np.cumsum([0, *map(len, encoded)], dtype=np.int64).tobytes())
 
     def __len__(self) -> int:
         return len(self._ends) - 1

@@ -107,7 +107,7 @@ def _find_frame(data: bytes) -> _Frame | None:
     return _Frame(start, height, width, is_one_pass) if height and width else None
 
 
-MARGIN = 2  # rows below the last one wanted that its colours are interpolated from, whatever the subsampling
+MARGIN = 1  # rows below the last one wanted that its colours are interpolated from, whatever the subsampling
 _LEFT_OVER = " extraneous bytes before marker 0xd9"  # all that libjpeg-turbo has to say where it left a sound scan early: the next marker is the end's
 
 
@@ -180,12 +180,18 @@ def resized(image: np.ndarray, size: tuple[int, int], interpolation: Interpolati
     return _first(_RESIZE[interpolation](_canonical(image), size, False, None, None))
 
 
+@functools.lru_cache(maxsize=4096)
+def _stand_in(height: int, width: int) -> Tensor:
+    """What timm and torchvision take for an image of this size where they only ask for its size."""
+    return torch.empty(height, width, device="meta")
+
+
 class RandomResizedCrop(RandomResizedCropAndInterpolation):
     """timm's, of an image as this module has them."""
 
     @staticmethod
     def get_params(image: np.ndarray | Encoded, scale: tuple[float, float], ratio: tuple[float, float]) -> tuple[int, int, int, int]:
-        return RandomResizedCropAndInterpolation.get_params(torch.empty(image.shape[:2], device="meta"), scale, ratio)
+        return RandomResizedCropAndInterpolation.get_params(_stand_in(*image.shape[:2]), scale, ratio)
 
     def __call__(self, image: np.ndarray | Encoded) -> np.ndarray:
         top_row, left, height, width = self.get_params(image, self.scale, self.ratio)
@@ -224,8 +230,8 @@ def _centre(height: int, width: int, short_side: int, crop_size: int) -> tuple[i
         return None
     start_y, start_x = (round((side - crop_size) / 2) for side in (resized_height, resized_width))
     size = start_y + crop_size, start_x + crop_size
-    # output row i is made of input rows up to scale * (i + 0.5) + 2 * max(scale, 1)
-    num_rows = min(height, math.ceil(height / resized_height * (size[0] + 2)) + 3)
+    scale = height / resized_height
+    num_rows = min(height, math.floor(scale * (size[0] - 0.5) + 2 * max(scale, 1) + 0.5 + 1e-6))  # where torch's last filter ends
     num_rows += num_rows == size[0]
     if num_rows > height or width == size[1]:  # torch takes equal sizes to mean: nothing to resample
         return None
@@ -253,8 +259,9 @@ class ResizedCenterCrop:
 class RandomHorizontalFlip(transforms.RandomHorizontalFlip):
     """torchvision's, with OpenCV's kernel."""
 
-    def forward(self, image: np.ndarray) -> np.ndarray:
-        return cv2.flip(image, 1) if torch.rand(1) < self.p else image
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        # in single precision, as torch compares a tensor with a number
+        return cv2.flip(image, 1) if torch.rand(1).item() < np.float32(self.p).item() else image
 
 
 class ColorJitter(transforms.ColorJitter):

@@ -145,7 +145,7 @@ def plain_side(name: str, sample: Sample, is_training: bool):
 
 
 def serve(name: str, sample: Sample, is_training: bool, connection, others) -> None:
-    """Load the images (epoch, indices) that come through `connection`, and answer with the CPU seconds they took, until None comes.
+    """Load the images (epoch, indices) that come through `connection`, and answer with the CPU seconds they took.
 
     `others`: the benchmark's own ends of the connections so far, which the fork has copied, and which must not outlive it here."""
     for other in others:
@@ -169,31 +169,43 @@ def receive(connection):
     return None
 
 
-def measure_plain(sample: Sample, is_training: bool, num_rounds: int) -> dict[str, list[float]]:
-    """Milliseconds per image and side, one figure per round."""
+@contextlib.contextmanager
+def started_sides(sample: Sample, is_training: bool):
+    """Connections to a process of each side, by name; the processes end with the block."""
     context, connections, processes = multiprocessing.get_context("fork"), {}, []
     for name in SIDES:
         connections[name], other_end = context.Pipe()
         processes.append(context.Process(target=serve, args=(name, sample, is_training, other_end, list(connections.values())), daemon=True))
         processes[-1].start()
         other_end.close()  # so that a side that fails is noticed
-    num_images = len(sample.own())
-    times = {name: [] for name in SIDES}
-    for epoch in range(num_rounds + 1):
-        spent = dict.fromkeys(SIDES, 0.0)
-        for start in range(0, num_images, TURN):
-            for i in range(len(SIDES)):
-                name = SIDES[(epoch + i) % len(SIDES)]
-                try:
-                    connections[name].send((epoch, range(start, min(start + TURN, num_images))))
-                    spent[name] += connections[name].recv()
-                except (EOFError, ConnectionError) as error:
-                    raise InputError(f"the side {name} failed, see above: free memory or cores, or leave the part out with --parts") from error
-        for name, seconds in spent.items() if epoch else ():  # epoch 0 warms up
-            times[name].append(1000 * seconds / num_images)
+    yield connections
     for connection, process in zip(connections.values(), processes, strict=True):
-        connection.send(None)
+        connection.close()
         process.join()
+
+
+def take_turns(connections: dict, epoch: int, num_images: int) -> dict[str, float]:
+    """CPU seconds that each side takes for all images, the sides in turn, another one first in each epoch."""
+    spent = dict.fromkeys(SIDES, 0.0)
+    for start in range(0, num_images, TURN):
+        for i in range(len(SIDES)):
+            name = SIDES[(epoch + i) % len(SIDES)]
+            try:
+                connections[name].send((epoch, range(start, min(start + TURN, num_images))))
+                spent[name] += connections[name].recv()
+            except (EOFError, ConnectionError) as error:
+                raise InputError(f"the side {name} failed, see above: free memory or cores, or leave the part out with --parts") from error
+    return spent
+
+
+def measure_plain(sample: Sample, is_training: bool, num_rounds: int) -> dict[str, list[float]]:
+    """Milliseconds per image and side, one figure per round."""
+    times = {name: [] for name in SIDES}
+    for epoch in range(num_rounds):
+        with started_sides(sample, is_training) as connections:  # in every round, for where its memory lies makes a process fast or slow
+            take_turns(connections, epoch, sample.num_images)  # warms up
+            for name, seconds in take_turns(connections, epoch, sample.num_images).items():
+                times[name].append(1000 * seconds / sample.num_images)
     return times
 
 
