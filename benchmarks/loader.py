@@ -4,10 +4,10 @@
 
 Sides: `published` is what the published scripts do (ImageFolder, Pillow, timm's transforms up to the normalised tensor), `timm` its
 create_loader's uint8 layout, `reference` and `fast` this project's two loaders as they feed a GPU: uint8 out, keyed.
-All times are CPU times (user and system). In the plain part each side has a process of its own, a new one in each round; they take turns on one
-core, and the memory that they free stays theirs; in the other part the times are those of a DataLoader's two workers, each side's as it
-starts them, and of the process that reads from it. A round shows every side the same images; a side's figure is the median of the rounds,
-with the range in brackets."""
+All times are CPU times (user and system). In the plain part each side has a process of its own, a new one in each round; they take
+turns on one core, and the memory that they free stays theirs; in the other part the times are those of a DataLoader's two workers, each
+side's as it starts them, and of the process that reads from it. A round shows every side the same images; a side's figure is the median
+of the rounds, with the range in brackets."""
 
 import argparse
 import contextlib
