@@ -175,3 +175,12 @@ def test_description_of_a_key_is_what_the_pixels_show(flags, loader):
         flips, erased = flips + drawn["flip"], erased + bool(drawn["erased"])
         assert augment.describe(key, plan=plan, transform=transform, image=image) == drawn
     assert 10 < flips < 50 and len(names) >= 3 and (erased > 10 or cfg.three_augment)
+
+
+def test_erased_boxes_lie_within_images_of_any_shape():
+    erasing = augment.RandomErasing(1.0, mode="pixel", max_count=3, device="cpu")
+    for height, width in ((24, 90), (90, 24)):
+        for words in range(50):
+            with keys.seeded((words, 0, 0)):
+                erased = augment._draw_erased(erasing, np.zeros((height, width, 3), np.uint8))
+            assert erased and all(top + rows <= height and left + columns <= width for (top, left, rows, columns), _ in erased)

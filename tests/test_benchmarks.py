@@ -1,5 +1,6 @@
 """Benchmarks run as written from the root and print a ratio."""
 
+import itertools
 import re
 import shutil
 import subprocess
@@ -47,7 +48,7 @@ def test_loader_benchmark_refuses_what_it_cannot_measure_in_one_line(digits_fold
     for flags, message in (
         ([tmp_path / "none"], "is no folder"),
         ([tmp_path / "empty"], "no image in the class folders"),
-        ([tmp_path / "damaged"], "a.jpg cannot be read as an image"),
+        ([tmp_path / "damaged", "--parts", "workers"], "a.jpg cannot be read as an image"),
         ([digits_folder / "val", "--num-images", "1"], "one image is too few"),
         ([digits_folder / "val", "--parts", "plan"], "--parts plan names a part that there is not"),
     ):
@@ -55,10 +56,18 @@ def test_loader_benchmark_refuses_what_it_cannot_measure_in_one_line(digits_fold
         assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_loader_benchmark_names_a_side_that_failed(digits_folder, monkeypatch):
-    monkeypatch.setattr(loader, "plain_side", lambda *args: sys.exit(3))
-    with pytest.raises(InputError, match="the side published failed"):
+@pytest.mark.parametrize("failing", loader.SIDES)
+def test_loader_benchmark_names_a_side_that_failed(digits_folder, monkeypatch, failing):
+    start = loader.plain_side
+    monkeypatch.setattr(loader, "plain_side", lambda name, *args: sys.exit(3) if name == failing else start(name, *args))
+    with pytest.raises(InputError, match=f"the side {failing} failed"):
         loader.measure_plain(loader.Sample(digits_folder / "val", 40), is_training=False, num_rounds=1)
+
+
+def test_loader_benchmark_shows_every_side_the_same_images(digits_folder):
+    sample = loader.Sample(digits_folder / "val", 7)
+    paths = [path for path, _ in sample.pil().samples]
+    assert list(sample.own().samples) == paths and len({Path(path).parent for path in paths}) == 4  # of 4
 
 
 def wait_for(condition) -> None:
@@ -84,13 +93,14 @@ def test_a_killed_loader_benchmark_leaves_no_process(digits_folder):
     wait_for(lambda: not any(map(is_running, sides)))
 
 
-@pytest.mark.parametrize("num_images", ["7", "40"])
-def test_loader_benchmark_counts_the_images_that_each_side_delivers(digits_folder, num_images):
-    flags = ["--num-images", num_images, "--rounds", "1", "--passes", "1", "--parts", "workers"]
-    done = run_command("benchmarks/loader.py", "--data-path", str(digits_folder / "val"), *flags)
-    assert done.returncode == 0, done.stderr
-    ms = [float(text) for text in re.findall(r"^timm +([\d.]+)", done.stdout, re.M)]
-    assert len(ms) == 2 and min(ms) > 0.1
+@pytest.mark.parametrize(("num_images", "num_by_timm"), [(7, 7), (32, 32), (40, 32)])  # it leaves out a last batch that is not full
+def test_loader_benchmark_counts_the_images_that_each_side_delivers(digits_folder, monkeypatch, num_images, num_by_timm):
+    monkeypatch.setattr(loader, "BATCH", 16)
+    seconds = itertools.count()
+    monkeypatch.setattr(loader, "cpu_time_s", lambda _: next(seconds))  # one second a measurement
+    times = loader.measure_workers(loader.Sample(digits_folder / "val", num_images), is_training=True, num_rounds=1, passes=2)
+    delivered = {name: round(1000 / ms) for name, (ms,) in times.items()}
+    assert delivered == dict.fromkeys(loader.SIDES, 2 * num_images) | {"timm": 2 * num_by_timm}
 
 
 def test_loader_processes_keep_a_large_listing_shared():
