@@ -23,10 +23,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import plots
-import run_logs
-from errors import InputError
-from run_logs import Run
+from reporting import logs, plots
+from reporting.logs import Run
+from run.errors import InputError
 
 Row = dict[str, object]
 
@@ -249,7 +248,7 @@ def hours_left(run: Run, last_epoch: int) -> float | None:
 
 def read_reference(name: str) -> tuple[Run, list[str]]:
     """The one run behind `--against`, and notes on its log. Raises InputError for none or several."""
-    runs, notes = run_logs.read_logs([name])
+    runs, notes = logs.read_logs([name])
     if len(runs) != 1:
         holds = "holds no run" if not runs else f"holds {len(runs)} runs ({', '.join(run.label for run in runs[:4])}{', ...' if len(runs) > 4 else ''})"
         raise InputError("\n".join([*notes, f"--against {name} {holds}: name one log"]))
@@ -265,10 +264,10 @@ def newest_log(name: str) -> Path | None:
     if path.is_file():
         return path
     try:
-        logs = [log for log, _ in run_logs.find_logs([name]) if run_logs.read_log(log, is_named=False).runs]
+        found = [log for log, _ in logs.find_logs([name]) if logs.read_log(log, is_named=False).runs]
     except InputError:
         return None
-    return max(logs, key=lambda log: log.stat().st_mtime, default=None)
+    return max(found, key=lambda log: log.stat().st_mtime, default=None)
 
 
 def sparkline(values: list[float], width: int = 40) -> str:
@@ -330,12 +329,12 @@ class Follower:
         num_finished = 0
         for name in self.names:
             path = self.paths.get(name) or newest_log(name)
-            runs = run_logs.read_log(path).runs if path is not None and path.exists() else []
+            runs = logs.read_log(path).runs if path is not None and path.exists() else []
             if not runs:
                 lines += self._waiting(name)
                 continue
             self.paths[name] = path
-            run_logs.label_runs(runs)
+            logs.label_runs(runs)
             last_epoch = self._last_epoch(path)
             lines += self._block(runs[-1], last_epoch) if self.is_terminal else self._new_lines(name, runs[-1], last_epoch)
             num_finished += last_epoch is not None and runs[-1].last_epoch >= last_epoch
@@ -343,7 +342,7 @@ class Follower:
         return num_finished == len(self.names)
 
     def _last_epoch(self, path: Path) -> int | None:
-        planned = run_logs.planned_epochs(path)
+        planned = logs.planned_epochs(path)
         if planned is not None:
             return planned - 1
         return self.reference.last_epoch if self.reference is not None else None
@@ -432,7 +431,7 @@ def validate(args: argparse.Namespace) -> None:
 
 def show_tables(args: argparse.Namespace) -> list[Run]:
     """Print the table of `args.logs`; returns the runs in its order. Raises InputError if there are none."""
-    runs, notes = run_logs.read_logs(args.logs)
+    runs, notes = logs.read_logs(args.logs)
     reference, reference_notes = read_reference(args.against) if args.against else (None, [])
     for note in dict.fromkeys(notes + reference_notes):
         print(note, file=sys.stderr)

@@ -24,11 +24,10 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchvision.datasets import CIFAR100, ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-import augment
-import pixels
-from config import Config
-from errors import InputError
-from keys import Key, KeyedBatchSampler, Plan, borrowed_generators, build_plan, fit_batch_size, seed_generators
+from loading import augment, pixels
+from loading.keys import Key, KeyedBatchSampler, Plan, borrowed_generators, build_plan, fit_batch_size, seed_generators
+from run.config import Config
+from run.errors import InputError
 from utils import Rank, log, prefetched
 
 

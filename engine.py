@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import checkpoint
-from checkpoint import TrainState
-from config import Config
-from errors import InputError
-from keys import draw_words
+from loading.keys import draw_words
 from losses import count_correct, is_finite
-from optim import scaled_lr
+from run import checkpoint
+from run.checkpoint import TrainState
+from run.config import Config
+from run.errors import InputError
+from run.optim import scaled_lr
 from utils import Rank, StopRequest, all_sum, any_process, log, mean_over_processes, unwrap
 
 REPORT_EVERY_S = 10.0

@@ -12,9 +12,7 @@ from pathlib import Path
 
 import torch
 
-import coreml
-import formats
-import verify
+from deployment import coreml, formats, verify
 
 
 def run(argv: list[str]) -> None:

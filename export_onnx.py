@@ -11,8 +11,7 @@ from pathlib import Path
 
 import torch
 
-import formats
-import verify
+from deployment import formats, verify
 
 FORMATS = {"onnx": (formats.ONNX, ".onnx"), "torchscript": (formats.TORCHSCRIPT, "_fused.pt"), "torch-export": (formats.PROGRAM, "_fused.pt2")}
 

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import model
 import utils
-from errors import InputError
+from run.errors import InputError
 
 PUBLISHED = {  # fused parameters in millions, MACs at 224 pixels in billions, as printed
     "recnext_m0": ("2.5", "0.4"),

@@ -12,26 +12,25 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import checkpoint
-import config
 import datasets
 import engine
-import export
 import main as train
 import utils
-from config import Config
-from errors import InputError, first_line
-from export import Trained
-from verify import spellings
+from deployment import weights
+from deployment.verify import spellings
+from deployment.weights import Trained
+from run import checkpoint, config
+from run.config import Config
+from run.errors import InputError, first_line
 
 
 def load(cfg: Config) -> tuple[nn.Module, dict]:
     """The fused network in --resume, on the CPU, and what its file says of classes and images."""
     path = checkpoint.fetch(cfg.resume)
     if isinstance(path, Path) and checkpoint.is_torchscript(path):
-        return export.load_torchscript(path)
-    trained = export.load_trained(cfg.model, cfg.resume, use_ema=cfg.use_ema, img_size=cfg.input_size)
-    return export.fused(trained), export.facts(trained)
+        return weights.load_torchscript(path)
+    trained = weights.load_trained(cfg.model, cfg.resume, use_ema=cfg.use_ema, img_size=cfg.input_size)
+    return weights.fused(trained), weights.facts(trained)
 
 
 def _require_fit(net: nn.Module, cfg: Config, num_classes: int) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from config import Config
+from run.config import Config
 
 
 def hard_distillation(student_logits: Tensor, teacher_labels: Tensor) -> Tensor:

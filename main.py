@@ -9,24 +9,22 @@ import sys
 import time
 import traceback
 
-import config
-from errors import InputError
+from run import config
+from run.errors import InputError
 
 STOPPED = 85  # exit code: saved, start me again with --resume auto
 
 
 def train(cfg: config.Config, rank) -> int:
     """Train: from scratch, from given weights, or on from a checkpoint. The exit code."""
-    import augment
-    import checkpoint
     import datasets
     import engine
     import losses
     import model
-    import optim
-    import records
-    import teacher_labels
     import utils
+    from distillation import labelling
+    from loading import augment
+    from run import checkpoint, optim, records
 
     amp_dtype = utils.pick_amp(cfg.amp, rank.device)
     memory_format = utils.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
@@ -54,7 +52,7 @@ def train(cfg: config.Config, rank) -> int:
         checkpoint.resume(cfg, state, source, run=run, rank=rank)
     parts = engine.Parts(
         criterion=losses.build_criterion(cfg),
-        teacher=teacher_labels.build_teacher(cfg, loader, rank, num_classes=num_classes, epochs=range(state.epoch, cfg.epochs)),
+        teacher=labelling.build_teacher(cfg, loader, rank, num_classes=num_classes, epochs=range(state.epoch, cfg.epochs)),
         mix=augment.build_mixing(cfg, loader.plan, num_classes),
         clip=optim.build_clipping(cfg),
         amp_dtype=amp_dtype,
@@ -76,12 +74,11 @@ def train(cfg: config.Config, rank) -> int:
 
 def evaluate(cfg: config.Config, rank) -> int:
     """Evaluate given weights, fused, and print one line of accuracies. The exit code."""
-    import checkpoint
     import datasets
     import engine
     import model
-    import records
     import utils
+    from run import checkpoint, records
 
     amp_dtype = utils.pick_amp(cfg.amp, rank.device)
     memory_format = utils.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)

@@ -8,7 +8,7 @@ import argparse
 import sys
 
 import main as train
-from verify import spellings
+from deployment.verify import spellings
 
 NAMES = {"img_size": "input-size", "data_dir": "data-path", "checkpoint": "resume"}
 

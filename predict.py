@@ -25,12 +25,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-import augment
 import datasets
-from errors import InputError, first_line
-from export import Trained, fused, labels, load_trained
-from timing import open_device, positive_int
-from verify import run_command, spellings
+from deployment.verify import run_command, spellings
+from deployment.weights import Trained, fused, labels, load_trained
+from loading import augment
+from measuring.timing import open_device, positive_int
+from run.errors import InputError, first_line
 
 NUM_TOP = 5
 COLUMNS = ("file", "rank", "class", "probability", "index", "label")

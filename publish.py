@@ -13,12 +13,11 @@ import shutil
 import sys
 from pathlib import Path
 
-import formats
 import fuse_eval
-import verify
-from errors import InputError
-from export import Trained, distillation
-from verify import spellings
+from deployment import formats, verify
+from deployment.verify import spellings
+from deployment.weights import Trained, distillation
+from run.errors import InputError
 
 
 def contradictions(args: argparse.Namespace, trained: Trained, epochs: int) -> list[str]:

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-import timing
-from export import Trained, fused
-from timing import Case, Setup
-from verify import positive_int, run_command, spellings
+from deployment.verify import positive_int, run_command, spellings
+from deployment.weights import Trained, fused
+from measuring import timing
+from measuring.timing import Case, Setup
 
 CPU_CAP = 64  # images; a processor's throughput no longer grows there, and batches beyond take many seconds
 ACCELERATOR_CAP = 2**16

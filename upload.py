@@ -19,14 +19,13 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from timm.data import ImageNetInfo
 from timm.models import save_for_hf
 
-import export
 import flops
 import fuse_eval
-import verify
-from errors import InputError, first_line
-from export import Trained
+from deployment import verify, weights
+from deployment.verify import spellings
+from deployment.weights import Trained
 from model.layers import REGISTERED
-from verify import spellings
+from run.errors import InputError, first_line
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 DATA_SETS = {"IMNET": "ImageNet-1K", "CIFAR": "CIFAR-100", "INAT": "iNaturalist 2018", "INAT19": "iNaturalist 2019", "FLOWERS": "Flowers"}
@@ -50,7 +49,7 @@ def _configuration(trained: Trained) -> dict:
     """The card's figures of the network: counted, or of its table of variants."""
     net_cls, variant = REGISTERED.get(trained.name, (None, {}))
     settings = {**_defaults(net_cls), **variant} if net_cls else {}
-    net = export.fused(trained).to("meta")
+    net = weights.fused(trained).to("meta")
     size = trained.input_size
     return {
         "params": f"{flops.count_parameters(net) / 1e6:.1f}M",
@@ -95,8 +94,8 @@ def build_card(trained: Trained, source: str, measured: dict | None) -> ModelCar
     )  # fmt: skip
     series = trained.name.partition("_")[2][:1].upper()
     return ModelCard.from_template(
-        card_data, template_path=str(TEMPLATE), model_name=trained.name, distillation=export.distillation(trained) in ("soft", "hard"),
-        series=series if series.isalpha() else None, config=_configuration(trained), dataset=data_set, weights=export.describe_weights(trained),
+        card_data, template_path=str(TEMPLATE), model_name=trained.name, distillation=weights.distillation(trained) in ("soft", "hard"),
+        series=series if series.isalpha() else None, config=_configuration(trained), dataset=data_set, weights=weights.describe_weights(trained),
         paper=next((paper for family, paper in PAPERS.items() if trained.name.startswith(family.lower())), None), num_classes=trained.num_classes,
         has_names=trained.class_names is not None, accuracies=accuracies, source=source,
     )  # fmt: skip
@@ -160,7 +159,7 @@ def upload(args: argparse.Namespace, trained: Trained) -> list[str]:
     """Write the folder and put it in place or upload it; what to say of it."""
     measured = fuse_eval.measure(args, trained, args.ckpt, use_ema=args.use_ema) if fuse_eval.has_data(args) else None
     card = build_card(trained, f"hf-hub:{args.repo_id}" if args.repo_id else f"local-dir:{args.dry_run}", measured)
-    said = f"{trained.name}, {export.describe_weights(trained)}: timm loads the checkpoint's logits from the folder, bit for bit"
+    said = f"{trained.name}, {weights.describe_weights(trained)}: timm loads the checkpoint's logits from the folder, bit for bit"
     if args.dry_run:
         target = Path(args.dry_run)
         with verify.staging(target) as folder:

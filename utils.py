@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from errors import InputError
+from run.errors import InputError
 
 log = logging.getLogger("understudy")
 

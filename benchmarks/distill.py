@@ -19,22 +19,24 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import torch  # noqa: E402
+import torch
 
-import augment  # noqa: E402
-import config  # noqa: E402
-import engine  # noqa: E402
-import flops  # noqa: E402
-import losses  # noqa: E402
-import model  # noqa: E402
-import optim  # noqa: E402
-import teacher  # noqa: E402
-import utils  # noqa: E402
-from checkpoint import TrainState  # noqa: E402
-from datasets import Batch  # noqa: E402
-from keys import Plan, build_plan  # noqa: E402
-from label_store import LabelStore  # noqa: E402
-from teacher_labels import StoredLabels  # noqa: E402
+import engine
+import flops
+import losses
+import model
+import utils
+from datasets import Batch
+from distillation import teacher
+from distillation.labelling import StoredLabels
+from distillation.store import LabelStore
+from loading import augment
+from loading.keys import Plan, build_plan
+from run import (
+    config,
+    optim,
+)
+from run.checkpoint import TrainState
 
 NUM_CLASSES = 1000
 SIDES = ("online", "stored", "none")

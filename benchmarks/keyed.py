@@ -12,13 +12,15 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import torch  # noqa: E402
-from torch.utils.data import _utils  # noqa: E402
+import torch
+from torch.utils.data import _utils
 
-import augment  # noqa: E402
-import config  # noqa: E402
-import datasets  # noqa: E402
-import keys  # noqa: E402
+import datasets
+from loading import (
+    augment,
+    keys,
+)
+from run import config
 
 
 def measure(images, transform, plan, epoch: int) -> tuple[float, float]:

@@ -23,21 +23,23 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from timm.data import create_loader, create_transform  # noqa: E402
-from torch.utils.data import DataLoader  # noqa: E402
-from torchvision import transforms  # noqa: E402
-from torchvision.datasets import ImageFolder  # noqa: E402
+import numpy as np
+import torch
+from timm.data import create_loader, create_transform
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
 
-import augment  # noqa: E402
-import config  # noqa: E402
-import datasets  # noqa: E402
-import keys  # noqa: E402
-import pixels  # noqa: E402
-import utils  # noqa: E402
-from errors import InputError  # noqa: E402
-from verify import positive_int  # noqa: E402
+import datasets
+import utils
+from deployment.verify import positive_int
+from loading import (
+    augment,
+    keys,
+    pixels,
+)
+from run import config
+from run.errors import InputError
 
 BATCH = 50
 TURN = 400  # images

@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import datasets  # noqa: E402
-from verify import positive_int  # noqa: E402
+import datasets
+from deployment.verify import positive_int
 
 
 def private_mib() -> float:

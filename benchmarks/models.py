@@ -18,14 +18,14 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.nn.functional import unfold  # noqa: E402
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import unfold
 
-import model  # noqa: E402
-from model.layers import ChannelScale, LinearAttention, attend_values_first, kernel_feature  # noqa: E402
-from model.lsnet import LSConv  # noqa: E402
-from model.repnext import RepDWConvM, RepDWConvS  # noqa: E402
+import model
+from model.layers import ChannelScale, LinearAttention, attend_values_first, kernel_feature
+from model.lsnet import LSConv
+from model.repnext import RepDWConvM, RepDWConvS
 
 FAMILIES = ("recnext_m1", "recnext_a1", "recnext_t", "recnext_t_share_channel", "repnext_m1", "lsnet_t", "repvit_m0_6", "rexnetv1_1_0", "rexnetv1_lite_1_0")
 

@@ -6,10 +6,10 @@ import timm
 import torch
 from torch import nn
 
-from config import Config
-from errors import InputError, first_line
 from model import convnext, lsnet, mlla, recnext_a, recnext_m, recnext_t, repnext, repvit, rexnet  # noqa: F401  (they register)
 from model.layers import REGISTERED
+from run.config import Config
+from run.errors import InputError, first_line
 
 
 def list_models() -> list[str]:

@@ -15,11 +15,11 @@ if __name__ == "__main__":
     # As a script, this file's folder comes first in the search path and would hide the standard library's `profile` from torch.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.nn.functional import cosine_similarity, l1_loss, mse_loss, scaled_dot_product_attention  # noqa: E402
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, l1_loss, mse_loss, scaled_dot_product_attention
 
-from model.layers import attend_scores_first, attend_values_first, kernel_feature  # noqa: E402
+from model.layers import attend_scores_first, attend_values_first, kernel_feature
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

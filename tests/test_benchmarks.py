@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from benchmarks import loader, models
-from errors import InputError
 from model.layers import ConvNorm
+from run.errors import InputError
 from tests.conftest import ROOT, run_command
 from tools import bench_data
 

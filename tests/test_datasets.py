@@ -10,12 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-import augment
-import config
 import datasets
-import keys
 import utils
-from errors import InputError
+from loading import augment, keys
+from run import config
+from run.errors import InputError
 
 CPU = utils.Rank(0, 1, 0, 1, torch.device("cpu"))
 

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-import config
 import datasets
+from run import config
 from tests.conftest import run_command
 from tools import extract_imagenet
 from tools.extract_imagenet import DEVKIT, TRAIN, VAL

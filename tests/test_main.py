@@ -9,17 +9,15 @@ import pytest
 import torch
 import yaml
 
-import checkpoint
-import config
 import datasets
 import engine
-import keys
 import main
 import model
-import records
-import teacher
 import utils
-from errors import InputError
+from distillation import teacher
+from loading import keys
+from run import checkpoint, config, records
+from run.errors import InputError
 from tests.conftest import ROOT, SHORT_RUN, read_log, run_command
 
 PUBLISHED_KEYS = ["train_lr", "train_loss", "test_loss", "test_acc1", "test_acc5", "epoch", "n_parameters"]
@@ -262,7 +260,7 @@ def test_gradients_are_clipped_at_their_true_size_under_a_loss_scale(digits_fold
         def record(parameters, seen=seen):
             seen.append(torch.cat([p.grad.flatten().float() for p in parameters]).norm().item())
 
-        monkeypatch.setattr("optim.build_clipping", lambda cfg, record=record: record)
+        monkeypatch.setattr("run.optim.build_clipping", lambda cfg, record=record: record)
         short_run(f"--amp={amp}", "--epochs=1", f"--output_dir={tmp_path / amp}")
     assert norms["fp16"][:2] == pytest.approx(norms["none"][:2], rel=0.05)
 

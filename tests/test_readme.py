@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-import config
+from run import config
 from tests.conftest import ROOT, run_command
 
 README = (ROOT / "README.md").read_text()

@@ -13,14 +13,12 @@ import torch
 from timm.data.auto_augment import RandAugment
 from timm.data.random_erasing import RandomErasing
 
-import augment
-import checkpoint
-import config
-import keys
 import main
 import model
-from config import Config
-from optim import scaled_lr
+from loading import augment, keys
+from run import checkpoint, config
+from run.config import Config
+from run.optim import scaled_lr
 from tests.conftest import ROOT, read_log
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

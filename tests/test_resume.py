@@ -10,11 +10,10 @@ import time
 import pytest
 import torch
 
-import checkpoint
-import config
 import engine
 import utils
-from errors import InputError
+from run import checkpoint, config
+from run.errors import InputError
 from tests.conftest import ROOT, SHORT_RUN, read_log
 from tests.test_main import states_equal, steady
 from tests.test_processes import TORCHRUN
@@ -181,7 +180,7 @@ def test_accepted_change_takes_the_new_recipes_rates(never_stopped, digits_folde
     assert main.main(flags_of(digits_folder, tmp_path / "run", *flags)) == 0
     log = read_log(tmp_path / "run")
     assert [record["epoch"] for record in log] == [0, 1, 2, 3]
-    import optim
+    from run import optim
 
     cfg, _ = config.parse([*flags_of(digits_folder, tmp_path, "--epochs=4", "--lr=6e-2")])
     scheduler = optim.build_scheduler(cfg, optim.build_optimizer(cfg, torch.nn.Linear(2, 2), 16))

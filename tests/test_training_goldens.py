@@ -1,26 +1,23 @@
 """The engine against numbers recorded on the published training loop: losses, rates, clipping, distillation and EMA at once."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import timm
 import torch
 
-import augment
-import config
 import engine
-import keys
 import losses
 import model
-import optim
 import utils
-from checkpoint import TrainState
 from datasets import Batch
-from teacher import Teacher, no_teacher, pick_answer
+from distillation.teacher import Teacher, no_teacher, pick_answer
+from loading import augment, keys
+from run import config, optim
+from run.checkpoint import TrainState
+from tests.conftest import ROOT
 from tests.golden.golden import golden_input, load_golden_weights
 
-CASES = sorted((Path(__file__).parent / "golden" / "training").glob("*.npz"))
+CASES = sorted((ROOT / "tests" / "golden" / "training").glob("*.npz"))
 NUM_EPOCHS, NUM_STEPS, BATCH = 4, 6, 8
 CPU = utils.Rank(0, 1, 0, 1, torch.device("cpu"))
 

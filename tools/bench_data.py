@@ -19,15 +19,15 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-import config  # noqa: E402
-import datasets  # noqa: E402
-import keys  # noqa: E402
-import teacher  # noqa: E402
-import utils  # noqa: E402
-from benchmarks import distill  # noqa: E402
-from errors import InputError  # noqa: E402
+import datasets
+import utils
+from benchmarks import distill
+from distillation import teacher
+from loading import keys
+from run import config
+from run.errors import InputError
 
 STORAGE_THREADS = 16
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from PIL import Image  # noqa: E402
+from PIL import Image
 
-from datasets import Images, load_digits  # noqa: E402
+from datasets import Images, load_digits
 
 
 def export(images: Images, folder: Path, size: int) -> None:

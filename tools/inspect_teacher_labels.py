@@ -11,9 +11,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import config  # noqa: E402
-from errors import InputError  # noqa: E402
-from label_store import LabelStore  # noqa: E402
+from distillation.store import LabelStore
+from run import config
+from run.errors import InputError
 
 
 def open_store(folder: Path, fingerprint: dict) -> LabelStore:

@@ -18,14 +18,14 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
+import torch
+from torch import nn
 
-import formats  # noqa: E402
-import timing  # noqa: E402
-from errors import InputError  # noqa: E402
-from export import Trained  # noqa: E402
-from verify import run_command, write_verified  # noqa: E402
+from deployment import formats
+from deployment.verify import run_command, write_verified
+from deployment.weights import Trained
+from measuring import timing
+from run.errors import InputError
 
 FORMS = ("onnxruntime", *timing.FORMS)
 

@@ -15,19 +15,19 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from torch.utils.data import DataLoader  # noqa: E402
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
 
-import augment  # noqa: E402
-import config  # noqa: E402
-import datasets  # noqa: E402
-import engine  # noqa: E402
-import main as training  # noqa: E402
-import teacher_labels  # noqa: E402
-import utils  # noqa: E402
-from errors import InputError  # noqa: E402
-from keys import Key, KeyedBatchSampler, Plan  # noqa: E402
+import datasets
+import engine
+import main as training
+import utils
+from distillation import labelling
+from loading import augment
+from loading.keys import Key, KeyedBatchSampler, Plan
+from run import config
+from run.errors import InputError
 
 REPORT_EVERY_S = 10.0
 
@@ -109,10 +109,10 @@ def missing_groups(store, groups: np.ndarray, epoch: int) -> np.ndarray:
     return np.unique(groups if page is None else groups[~page.is_filled])
 
 
-def make_epoch(labels: teacher_labels.StoredLabels, loader: datasets.TrainLoader, epoch: int, *, mix, stop: utils.StopRequest, progress: Progress) -> None:
+def make_epoch(labels: labelling.StoredLabels, loader: datasets.TrainLoader, epoch: int, *, mix, stop: utils.StopRequest, progress: Progress) -> None:
     """Have the teacher label what `epoch` lacks, and store it; if told to stop, what there is by then."""
     rank = labels.rank
-    missing = teacher_labels.from_main(lambda: missing_groups(labels.store, labels.groups, epoch), rank)
+    missing = labelling.from_main(lambda: missing_groups(labels.store, labels.groups, epoch), rank)
     if not len(missing):
         return
     loader.sampler.chosen = missing[rank.index :: rank.world_size].tolist()
@@ -139,14 +139,14 @@ def make(cfg: config.Config, epochs: range, rank: utils.Rank) -> int:
     train_images, val_images = datasets.open_images(cfg)
     num_classes = len(train_images.classes)
     loader = build_loader(dataclasses.replace(cfg, batch_size=cfg.mix_group_size, grad_accum_steps=1), train_images, rank)
-    labels = teacher_labels.build_teacher(cfg, loader, rank, num_classes=num_classes, epochs=epochs)
+    labels = labelling.build_teacher(cfg, loader, rank, num_classes=num_classes, epochs=epochs)
     if labels.net is None:
         return 0
     if cfg.teacher_min_acc1 != 0:
         parts = engine.EvalParts(rank=rank, memory_format=torch.channels_last)
         engine.check_teacher(labels.net, datasets.build_teacher_loader(cfg, val_images, rank), parts, num_classes=num_classes, min_acc1=cfg.teacher_min_acc1)
     mix = augment.build_mixing(cfg, loader.plan, num_classes)
-    progress = Progress(teacher_labels.from_main(lambda: count_missing(labels.store, epochs), rank))
+    progress = Progress(labelling.from_main(lambda: count_missing(labels.store, epochs), rank))
     for epoch in epochs:
         make_epoch(labels, loader, epoch, mix=mix, stop=stop, progress=progress)
         if utils.any_process([stop.is_made], rank)[0]:

@@ -22,20 +22,20 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import torch  # noqa: E402
-from timm.models import get_pretrained_cfg_value  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.nn.functional import interpolate  # noqa: E402
-from torchvision.datasets.folder import IMG_EXTENSIONS  # noqa: E402
+import torch
+from timm.models import get_pretrained_cfg_value
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
-import checkpoint  # noqa: E402
-import model  # noqa: E402
-from augment import MEAN, SMALL_INPUT, STD, eval_transform  # noqa: E402
-from config import Config  # noqa: E402
-from datasets import open_file  # noqa: E402
-from errors import InputError, first_line  # noqa: E402
-from model.layers import RecConv2d  # noqa: E402
-from model.repnext import ChunkConv  # noqa: E402
+import model
+from datasets import open_file
+from loading.augment import MEAN, SMALL_INPUT, STD, eval_transform
+from model.layers import RecConv2d
+from model.repnext import ChunkConv
+from run import checkpoint
+from run.config import Config
+from run.errors import InputError, first_line
 
 PLAIN = "plain7x7"
 MIXER_NAMES = ("token_mixer", "mixer", "attn")  # last part of a mixer's name, in our families and in timm's

@@ -7,17 +7,19 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-import torch  # noqa: E402
+import torch
 
-import augment  # noqa: E402
-import config  # noqa: E402
-import datasets  # noqa: E402
-import engine  # noqa: E402
-import losses  # noqa: E402
-import model  # noqa: E402
-import optim  # noqa: E402
-import utils  # noqa: E402
-from checkpoint import TrainState  # noqa: E402
+import datasets
+import engine
+import losses
+import model
+import utils
+from loading import augment
+from run import (
+    config,
+    optim,
+)
+from run.checkpoint import TrainState
 
 
 def main(out: str, dtype: str, *flags: str) -> None:

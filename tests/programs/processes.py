@@ -12,10 +12,10 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-import torch  # noqa: E402
+import torch
 
-import main  # noqa: E402
-import teacher_labels  # noqa: E402, F401  (imported here, once for all)
+import main
+from distillation import labelling  # noqa: F401  (imported here, once for all)
 
 
 def free_port() -> int:

@@ -1,0 +1,416 @@
+"""Image transforms (timm's, repaired where they break) and mixup / CutMix with their random generator as an argument."""
+
+import copy
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.data.auto_augment import AugmentOp, AutoAugment, RandAugment
+from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torch import Tensor
+from torchvision import transforms
+
+from loading import pixels
+from loading.keys import Key, Plan, restored_generators, seeded
+from run.config import Config
+from run.errors import InputError
+
+MEAN, STD = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+SMALL_INPUT = 32  # up to here images are used at their own scale: padded crops in training, no enlarging in evaluation
+
+
+def crop_pct(cfg: Config) -> float:
+    """Part of the resized short side that evaluation crops."""
+    if cfg.crop_pct is not None:
+        return cfg.crop_pct
+    return 0.875 if cfg.input_size > SMALL_INPUT else 1.0
+
+
+class Erased(NamedTuple):
+    """Boxes of a batch that random erasing fills, and with what.
+
+    boxes (K, 5) int64: index in the batch, top, left, height, width; fill float32, flat: the boxes' normalised (3, height, width)
+    one after the other."""
+
+    boxes: Tensor
+    fill: Tensor
+
+
+def gather_erased(per_image: list[list[tuple[tuple[int, int, int, int], Tensor]]]) -> Erased:
+    """What `Transform.draw` found for each image of a batch, for the whole batch."""
+    boxes = [(i, *box) for i, erased in enumerate(per_image) for box, _ in erased]
+    fills = [fill.flatten() for erased in per_image for _, fill in erased]
+    return Erased(torch.tensor(boxes, dtype=torch.int64).view(-1, 5), torch.cat(fills) if fills else torch.empty(0))
+
+
+@functools.cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.tensor(MEAN, device=device).view(3, 1, 1), torch.tensor(STD, device=device).view(3, 1, 1)
+
+
+def finish(images: Tensor, erased: Erased) -> Tensor:
+    """Normalised float32 images (B, 3, H, W), with boxes erased, of uint8 ones; on their device, where `erased.fill` must be too."""
+    mean, std = _statistics(images.device)
+    finished = images.to(torch.float32).div_(255).sub_(mean).div_(std)
+    start = 0
+    for i, top, left, height, width in erased.boxes.tolist():
+        stop = start + 3 * height * width
+        finished[i, :, top : top + height, left : left + width] = erased.fill[start:stop].view(3, height, width)
+        start = stop
+    return finished
+
+
+def finish_one(view: np.ndarray, erased: list[tuple[tuple[int, int, int, int], Tensor]]) -> Tensor:
+    """What `Transform.draw` gave, finished: normalised float32 (3, H, W)."""
+    return finish(pixels.to_tensor(view).unsqueeze(0), gather_erased([erased]))[0]
+
+
+AnyImage = Image.Image | np.ndarray | pixels.Encoded
+
+
+@dataclass(frozen=True)
+class Transform:
+    """From a decoded image to a network's input: `parts` on the image, then random erasing and normalisation.
+
+    `is_fast`: the parts take images as `pixels` has them, in place of PIL's."""
+
+    parts: transforms.Compose
+    erasing: RandomErasing | None
+    is_fast: bool
+
+    def open(self, image: AnyImage) -> AnyImage:
+        """The image as the parts take it."""
+        return np.array(image) if self.is_fast and isinstance(image, Image.Image) else image
+
+    def draw(self, image: AnyImage) -> tuple[np.ndarray, list[tuple[tuple[int, int, int, int], Tensor]]]:
+        """uint8 pixels (H, W, 3), and what is to be erased: boxes (top, left, height, width) with their fill (3, height, width)."""
+        image = self.parts(self.open(image))
+        view = image if self.is_fast else np.array(image)
+        return view, _draw_erased(self.erasing, view) if self.erasing is not None else []
+
+    def __call__(self, image: AnyImage) -> Tensor:
+        """Normalised float32 (3, H, W)."""
+        return finish_one(*self.draw(image))
+
+
+def eval_transform(input_size: int, crop: float, loader: str = "fast") -> Transform:
+    """Short side to input_size / crop, bicubic, centre crop: image -> (3, input_size, input_size) normalised float32."""
+    short_side = int(input_size / crop)
+    if loader == "fast":
+        return Transform(transforms.Compose([pixels.ResizedCenterCrop(short_side, input_size)]), None, is_fast=True)
+    to_size = transforms.Resize(short_side, interpolation=transforms.InterpolationMode.BICUBIC)
+    return Transform(transforms.Compose([to_size, transforms.CenterCrop(input_size)]), None, is_fast=False)
+
+
+def train_transform(cfg: Config) -> Transform:
+    """The recipe's augmentation: image -> (3, input_size, input_size) normalised float32. InputError where --aa is no policy."""
+    try:
+        spatial, color, final = create_transform(
+            cfg.input_size,
+            is_training=True,
+            hflip=cfg.hflip,
+            color_jitter=cfg.color_jitter,
+            auto_augment="3a" if cfg.three_augment else cfg.aa,
+            interpolation=cfg.train_interpolation,
+            mean=MEAN,
+            std=STD,
+            re_prob=0.0 if cfg.three_augment else cfg.reprob,
+            re_mode=cfg.remode,
+            re_count=cfg.recount,
+            separate=True,
+        )
+    except (AssertionError, KeyError, ValueError) as error:
+        raise InputError(f"--aa {cfg.aa} is no policy timm knows ({error}); write for example rand-m9-mstd0.5-inc1, or none") from error
+    parts = transforms.Compose([*spatial.transforms, *color.transforms])
+    if cfg.input_size <= SMALL_INPUT:
+        to_size = transforms.Resize(cfg.input_size, interpolation=transforms.InterpolationMode.BICUBIC)
+        parts.transforms[:1] = [to_size, transforms.RandomCrop(cfg.input_size, padding=4)]
+    _guard_posterize(parts)
+    if cfg.loader == "fast":
+        parts.transforms = [_fast(part) for part in parts.transforms]
+    erasing = next((part for part in final.transforms if isinstance(part, RandomErasing)), None)
+    return Transform(parts, erasing, is_fast=cfg.loader == "fast")
+
+
+FAST_KINDS = {
+    RandomResizedCropAndInterpolation: pixels.RandomResizedCrop,
+    transforms.Resize: pixels.Resize,
+    transforms.RandomHorizontalFlip: pixels.RandomHorizontalFlip,
+    transforms.ColorJitter: pixels.ColorJitter,
+    transforms.RandomCrop: pixels.RandomCrop,
+    RandAugment: RandAugment,
+    AutoAugment: AutoAugment,
+}
+
+
+def _fast(part):
+    """`part` with the same settings and draws, for images as `pixels` has them."""
+    if type(part) not in FAST_KINDS:
+        return pixels.ThroughPil(part)
+    part.__class__ = FAST_KINDS[type(part)]
+    if isinstance(part, RandAugment | AutoAugment):
+        for op in _augment_ops([part]):
+            op.aug_fn = pixels.kernel_for(op.name, op.aug_fn)
+    if isinstance(part, RandAugment):
+        part.ops = np.array(part.ops, dtype=object)  # numpy would convert the list anew at each draw
+    return part
+
+
+def _guard_posterize(transform: transforms.Compose) -> None:
+    """Make timm's posterize accept 0 bits, which its RandAugment draws once in 700 images and Pillow 13 refuses."""
+    for op in _augment_ops(transform.transforms):
+        if op.name.startswith("Posterize"):
+            op.aug_fn = _Posterize(op.aug_fn)
+
+
+def _augment_ops(parts: list) -> list[AugmentOp]:
+    """All ops of the RandAugment, AutoAugment or AugMix among the parts of a transform."""
+    ops = []
+    for part in parts:
+        ops += list(getattr(part, "ops", []))
+        ops += [op for policy in getattr(part, "policy", []) for op in policy]
+    return ops
+
+
+@dataclass(frozen=True)
+class _Posterize:
+    """timm's posterize, giving a black image for 0 bits as Pillow did before version 13."""
+
+    aug_fn: Callable
+
+    def __call__(self, image: Image.Image, bits_to_keep: int, **kwargs) -> Image.Image:
+        if bits_to_keep < 1:
+            return Image.new(image.mode, image.size)
+        return self.aug_fn(image, bits_to_keep, **kwargs)
+
+
+def describe(key: Key, *, plan: Plan, transform: Transform, image: AnyImage) -> dict:
+    """What the training transform draws for `key`, without changing what it draws; the same with either loader.
+
+    box: (top, left, height, width) of the crop, in pixels of `image` (of its padded form for inputs up to 32 pixels);
+    flip: whether mirrored; ops: (name, arguments) of each RandAugment op in order; erased: (top, left, height, width) of each
+    erased box, in pixels of the input."""
+    drawn = {"box": None, "flip": False, "ops": [], "erased": []}
+    parts = copy.deepcopy(transform.parts.transforms)
+    for op in _augment_ops(parts):
+        op.aug_fn = _Recorder(op.name, op.aug_fn, drawn["ops"])
+    image = transform.open(image)
+    with seeded(plan.sample_words(key.epoch, key.sample, key.repeat)):
+        for part in parts:
+            with restored_generators():
+                drawn |= _peek(part, image)
+            image = part(image)
+        if transform.erasing is not None:
+            drawn["erased"] = [box for box, _ in _draw_erased(transform.erasing, np.asarray(image))]
+    return drawn
+
+
+def _peek(part, image) -> dict:
+    """What one part of a transform is about to draw; the ops record themselves."""
+    if isinstance(part, RandomResizedCropAndInterpolation):
+        return {"box": tuple(part.get_params(image, part.scale, part.ratio))}
+    if isinstance(part, transforms.RandomCrop):
+        image = pixels.to_tensor(image) if isinstance(image, np.ndarray) else image
+        return {"box": tuple(part.get_params(transforms.functional.pad(image, part.padding), part.size))}
+    if isinstance(part, transforms.RandomHorizontalFlip):
+        return {"flip": bool(torch.rand(1) < part.p)}
+    return {}
+
+
+def _draw_erased(erasing: RandomErasing, image: np.ndarray) -> list[tuple[tuple[int, int, int, int], Tensor]]:
+    """Boxes (top, left, height, width) that `erasing` draws for the image (H, W, 3), each with its fill (3, height, width)."""
+    canvas = _Canvas(*image.shape)
+    erasing(canvas)
+    return canvas.erased
+
+
+@dataclass(frozen=True)
+class _Recorder:
+    """An op that notes its name and arguments before it runs."""
+
+    name: str
+    aug_fn: Callable
+    calls: list
+
+    def __call__(self, image: Image.Image, *args, **kwargs) -> Image.Image:
+        self.calls.append((self.name, args))
+        return self.aug_fn(image, *args, **kwargs)
+
+
+class _Canvas:
+    """Stands in for a normalised image tensor (C, H, W) and notes which boxes are assigned to, and what."""
+
+    dtype = torch.float32
+
+    def __init__(self, height: int, width: int, num_channels: int):
+        self._size = num_channels, height, width
+        self.erased = []
+
+    def size(self) -> tuple[int, int, int]:
+        return self._size
+
+    def __setitem__(self, index: tuple[slice, slice, slice], fill: Tensor) -> None:
+        _, rows, columns = index
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        self.erased.append(((rows.start, columns.start, height, width), fill.expand(-1, height, width)))
+
+
+@dataclass(frozen=True)
+class MixDraw:
+    """What a group of `n` images was dealt: each image's share `lam` of itself, and the box its partner's pixels fill.
+
+    `lam` (n,) is what remains after clipping the box; boxes (n, 4) hold top, bottom, left, right, and are empty for mixup."""
+
+    lam: np.ndarray
+    is_cutmix: np.ndarray
+    boxes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """Mixup and CutMix of timm >= 1.0.29, draw for draw, with the generator as an argument.
+
+    Arguments as timm's `Mixup`: alphas of the beta distributions (0: off), box sides, probabilities, mode, label smoothing."""
+
+    mixup: float
+    cutmix: float
+    cutmix_minmax: tuple[float, float] | None
+    prob: float
+    switch_prob: float
+    mode: str
+    smoothing: float
+    num_classes: int
+
+    def draw(self, rng: np.random.RandomState, group_size: int, height: int, width: int) -> MixDraw:
+        """The draw of one group; timm's order of calls to `rng`."""
+        num_draws = {"batch": None, "pair": group_size // 2, "elem": group_size}[self.mode]
+        lam, is_cutmix = self._draw_lam(rng) if num_draws is None else self._draw_lams(rng, num_draws)
+        lam, is_cutmix = np.atleast_1d(lam).copy(), np.atleast_1d(is_cutmix)
+        boxes = np.zeros((len(lam), 4), dtype=np.int64)
+        for i in np.flatnonzero(is_cutmix & (lam != 1)):
+            boxes[i] = self._draw_box(rng, lam[i], height, width)
+            top, bottom, left, right = boxes[i]
+            lam[i] = 1.0 - (bottom - top) * (right - left) / float(height * width)
+        if num_draws is None:
+            return MixDraw(np.repeat(lam, group_size), np.repeat(is_cutmix, group_size), np.repeat(boxes, group_size, axis=0))
+        if self.mode == "pair":
+            return MixDraw(np.concatenate((lam, lam[::-1])), np.concatenate((is_cutmix, is_cutmix[::-1])), np.concatenate((boxes, boxes[::-1])))
+        return MixDraw(lam, is_cutmix, boxes)
+
+    def _alphas(self) -> tuple[float, float]:
+        return self.mixup, 1.0 if self.cutmix_minmax is not None else self.cutmix
+
+    def _draw_lam(self, rng: np.random.RandomState) -> tuple[float, bool]:
+        mixup, cutmix = self._alphas()
+        if rng.rand() >= self.prob:
+            return 1.0, False
+        is_cutmix = bool(rng.rand() < self.switch_prob) if mixup > 0 and cutmix > 0 else cutmix > 0
+        alpha = cutmix if is_cutmix else mixup
+        return float(rng.beta(alpha, alpha)), is_cutmix
+
+    def _draw_lams(self, rng: np.random.RandomState, count: int) -> tuple[np.ndarray, np.ndarray]:
+        mixup, cutmix = self._alphas()
+        if mixup > 0 and cutmix > 0:
+            is_cutmix = rng.rand(count) < self.switch_prob
+            lam = np.where(is_cutmix, rng.beta(cutmix, cutmix, size=count), rng.beta(mixup, mixup, size=count))
+        else:
+            alpha = cutmix if cutmix > 0 else mixup
+            is_cutmix = np.full(count, cutmix > 0)
+            lam = rng.beta(alpha, alpha, size=count)
+        return np.where(rng.rand(count) < self.prob, lam.astype(np.float32), np.ones(count, dtype=np.float32)), is_cutmix
+
+    def _draw_box(self, rng: np.random.RandomState, lam: float, height: int, width: int) -> tuple[int, int, int, int]:
+        if self.cutmix_minmax is not None:
+            low, high = self.cutmix_minmax
+            cut_h, cut_w = (rng.randint(int(side * low), max(int(side * high), int(side * low) + 1)) for side in (height, width))
+            top, left = rng.randint(0, height - cut_h + 1), rng.randint(0, width - cut_w + 1)
+            return top, top + cut_h, left, left + cut_w
+        ratio = np.sqrt(1 - lam)
+        cut_h, cut_w = int(height * ratio), int(width * ratio)
+        centre_y, centre_x = rng.randint(0, height), rng.randint(0, width)
+        rows = np.clip((centre_y - cut_h // 2, centre_y + (cut_h + 1) // 2), 0, height)
+        columns = np.clip((centre_x - cut_w // 2, centre_x + (cut_w + 1) // 2), 0, width)
+        return (*rows, *columns)
+
+    def mix_images(self, images: Tensor, draw: MixDraw) -> Tensor:
+        """Images (n, 3, H, W) mixed with their mirror images in the batch; a new tensor."""
+        partners = images.flip(0)
+        if self.mode == "batch":
+            return _mix(images, partners, draw.lam[0].item(), draw.is_cutmix[0], draw.boxes[0])
+        per_image = zip(images, partners, draw.lam.tolist(), draw.is_cutmix, draw.boxes, strict=True)
+        return torch.stack([_mix(*one) for one in per_image])
+
+    def mix_targets(self, targets: Tensor, draw: MixDraw) -> Tensor:
+        """Class indices (n,) as smoothed distributions (n, num_classes), mixed like the images; float32."""
+        off = self.smoothing / self.num_classes
+        own = torch.full((len(targets), self.num_classes), off, device=targets.device)
+        own.scatter_(1, targets.view(-1, 1), 1.0 - self.smoothing + off)
+        lam = torch.as_tensor(draw.lam, dtype=torch.float32, device=targets.device).view(-1, 1)
+        return own * lam + own.flip(0) * (1.0 - lam)
+
+    def __call__(self, images: Tensor, targets: Tensor, rng: np.random.RandomState) -> tuple[Tensor, Tensor]:
+        """One whole group, drawn from `rng`: images (n, 3, H, W), class indices (n,) -> mixed images, distributions (n, num_classes)."""
+        draw = self.draw(rng, len(images), *images.shape[-2:])
+        return self.mix_images(images, draw), self.mix_targets(targets, draw)
+
+
+def _mix(own: Tensor, partner: Tensor, lam: float, is_cutmix: bool, box: np.ndarray) -> Tensor:
+    if not is_cutmix:
+        return own if lam == 1 else own * lam + partner * (1.0 - lam)
+    top, bottom, left, right = box.tolist()
+    mixed = own.clone()
+    mixed[..., top:bottom, left:right] = partner[..., top:bottom, left:right]
+    return mixed
+
+
+@dataclass(frozen=True)
+class KeyedMixing:
+    """Mixes micro-batches of a keyed run: every group, or part of one, by its group's own draw."""
+
+    mixer: Mixer
+    plan: Plan
+
+    def __call__(self, images: Tensor, targets: Tensor, epoch: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) and class indices (B,) at `positions` (B,) -> mixed images, distributions (B, num_classes)."""
+        _, members = self.plan.groups_and_members(positions.numpy())
+        mixed_images, mixed_targets = [], []
+        for group, start, stop in self.plan.group_parts(positions.numpy()):
+            rng = self.plan.group_generator(epoch, group)
+            whole = self.mixer.draw(rng, self.plan.group_size, *images.shape[-2:])
+            part = members[start:stop]
+            draw = MixDraw(whole.lam[part], whole.is_cutmix[part], whole.boxes[part])
+            mixed_images.append(self.mixer.mix_images(images[start:stop], draw))
+            mixed_targets.append(self.mixer.mix_targets(targets[start:stop], draw))
+        return torch.cat(mixed_images), torch.cat(mixed_targets)
+
+
+def no_mixing(images: Tensor, targets: Tensor, epoch: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """What training uses where mixup and CutMix are off: everything stays as it is."""
+    return images, targets
+
+
+def build_mixing(cfg: Config, plan: Plan, num_classes: int):
+    """The function that mixes a micro-batch: `(images, targets, epoch, positions) -> (images, targets)`."""
+    if not cfg.is_mixing:
+        return no_mixing
+    return KeyedMixing(build_mixer(cfg, num_classes), plan)
+
+
+def build_mixer(cfg: Config, num_classes: int) -> Mixer:
+    """Mixup and CutMix as the recipe sets them."""
+    return Mixer(
+        mixup=cfg.mixup,
+        cutmix=cfg.cutmix,
+        cutmix_minmax=cfg.cutmix_minmax,
+        prob=cfg.mixup_prob,
+        switch_prob=cfg.mixup_switch_prob,
+        mode=cfg.mixup_mode,
+        smoothing=cfg.smoothing,
+        num_classes=num_classes,
+    )

@@ -1,0 +1,113 @@
+"""Optimiser, learning-rate schedule, gradient clipping and EMA, as a recipe sets them; all from timm."""
+
+import difflib
+import warnings
+from collections.abc import Callable
+
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import (
+    CosineLRScheduler,
+    MultiStepLRScheduler,
+    PlateauLRScheduler,
+    PolyLRScheduler,
+    StepLRScheduler,
+    TanhLRScheduler,
+)
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3, dispatch_clip_grad
+from torch import nn
+
+from run.config import Config
+from run.errors import InputError, first_line
+
+
+def scaled_lr(lr: float, global_batch: int) -> float:
+    """Linear scaling (Goyal et al., arXiv:1706.02677) from DeiT's reference batch of 512 images."""
+    return lr * global_batch / 512
+
+
+def build_optimizer(cfg: Config, net: nn.Module, global_batch: int) -> torch.optim.Optimizer:
+    """Optimiser of two groups: weights, and what weight decay spares (biases, one-dimensional and the net's `no_weight_decay`)."""
+    if cfg.opt not in list_optimizers():
+        close = difflib.get_close_matches(cfg.opt, list_optimizers(), n=3)
+        raise InputError(f"--opt {cfg.opt} is no optimiser timm knows" + (f"; did you mean {' or '.join(close)}?" if close else ""))
+    betas = {"betas": cfg.opt_betas} if cfg.opt_betas is not None else {}
+    eps = {"eps": cfg.opt_eps} if cfg.opt_eps is not None else {}
+    settings = {"lr": scaled_lr(cfg.lr, global_batch), "weight_decay": cfg.weight_decay, "momentum": cfg.momentum, **eps, **betas}
+    try:
+        optimizer = create_optimizer_v2(net, opt=cfg.opt, **settings)
+    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"--opt {cfg.opt} cannot be used here ({first_line(error)}): choose another, or check --opt-eps and --opt-betas") from error
+    if getattr(optimizer, "is_second_order", False) or cfg.opt == "adahessian":
+        raise InputError(f"--opt {cfg.opt} needs second derivatives, which this training loop does not compute: choose another")
+    return optimizer
+
+
+class PlateauSchedule(PlateauLRScheduler):
+    """timm's drop-on-plateau schedule, whose whole state survives a checkpoint (timm's own forgets its counters)."""
+
+    def __init__(self, *args, **kwargs):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # timm deprecates it for the lost counters
+            super().__init__(*args, **kwargs)
+
+    def step(self, epoch: int, metric: float | None = None) -> None:
+        """timm's, which without a warm-up would leave the rate at the warm-up's start."""
+        super().step(epoch if self.warmup_t else epoch + 1, metric)
+
+    def state_dict(self) -> dict:
+        return {"restore_lr": self.restore_lr, "plateau": self.lr_scheduler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.restore_lr = state_dict["restore_lr"]
+        self.lr_scheduler.load_state_dict(state_dict["plateau"])
+
+
+def build_scheduler(cfg: Config, optimizer: torch.optim.Optimizer) -> Scheduler:
+    """Schedule that is stepped with e after epoch e, as in the published runs: epochs 0 and 1 share the first rate."""
+    common = {"warmup_lr_init": cfg.warmup_lr, "warmup_t": cfg.warmup_epochs}
+    common |= {"noise_pct": cfg.lr_noise_pct, "noise_std": cfg.lr_noise_std, "noise_seed": 42}
+    if cfg.lr_noise is not None:
+        edges = [fraction * cfg.epochs for fraction in cfg.lr_noise]
+        common["noise_range_t"] = edges[0] if len(edges) == 1 else edges
+    span = {"t_initial": max(cfg.epochs, 1), "lr_min": cfg.min_lr}
+    scheduler = {
+        "cosine": lambda: CosineLRScheduler(optimizer, **span, **common),
+        "tanh": lambda: TanhLRScheduler(optimizer, **span, **common),
+        "poly": lambda: PolyLRScheduler(optimizer, **span, power=cfg.decay_rate, **common),
+        "step": lambda: StepLRScheduler(optimizer, decay_t=cfg.decay_epochs, decay_rate=cfg.decay_rate, warmup_prefix=False, **common),
+        "multistep": lambda: MultiStepLRScheduler(
+            optimizer,
+            decay_t=list(range(cfg.decay_epochs, cfg.epochs, cfg.decay_epochs)),
+            decay_rate=cfg.decay_rate,
+            warmup_prefix=False,
+            **common,
+        ),
+        "plateau": lambda: PlateauSchedule(
+            optimizer,
+            decay_rate=cfg.decay_rate,
+            patience_t=cfg.patience_epochs,
+            cooldown_t=cfg.cooldown_epochs,
+            lr_min=cfg.min_lr,
+            mode="max",
+            **common,
+        ),
+    }[cfg.sched]()
+    if cfg.start_epoch > 0:
+        scheduler.step(cfg.start_epoch - 1)
+    return scheduler
+
+
+def build_clipping(cfg: Config) -> Callable[[list[nn.Parameter]], None]:
+    """Function that clips the gradients of parameters in place; one that does nothing where clipping is off."""
+    if cfg.clip_grad is None:
+        return lambda parameters: None
+    return lambda parameters: dispatch_clip_grad(parameters, cfg.clip_grad, mode=cfg.clip_mode)
+
+
+def build_ema(cfg: Config, net: nn.Module) -> ModelEmaV3 | None:
+    """Moving average of every floating-point entry of the net's state dict; None where the recipe keeps none."""
+    if not cfg.model_ema:
+        return None
+    return ModelEmaV3(net, decay=cfg.model_ema_decay, device=torch.device("cpu") if cfg.model_ema_force_cpu else None)
