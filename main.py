@@ -20,11 +20,10 @@ def train(cfg: config.Config, rank) -> int:
     import datasets
     import engine
     import losses
-    import model
     import utils
     from distillation import labelling
     from loading import augment
-    from run import checkpoint, optim, records
+    from run import checkpoint, network, optim, records
 
     amp_dtype = utils.pick_amp(cfg.amp, rank.device)
     memory_format = utils.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
@@ -34,7 +33,7 @@ def train(cfg: config.Config, rank) -> int:
     loader, val_loader = datasets.build_train_loader(cfg, train_images, rank), datasets.build_val_loader(cfg, val_images, rank)
     num_classes = len(train_images.classes)
     with utils.main_first(rank):
-        net = model.build(cfg, num_classes, distillation=cfg.distillation != "none")
+        net = network.build(cfg, num_classes, distillation=cfg.distillation != "none")
         if cfg.finetune:
             checkpoint.load_finetune(net, cfg.finetune)
     net.to(rank.device, memory_format=memory_format)
@@ -76,9 +75,8 @@ def evaluate(cfg: config.Config, rank) -> int:
     """Evaluate given weights, fused, and print one line of accuracies. The exit code."""
     import datasets
     import engine
-    import model
     import utils
-    from run import checkpoint, records
+    from run import checkpoint, network, records
 
     amp_dtype = utils.pick_amp(cfg.amp, rank.device)
     memory_format = utils.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
@@ -86,7 +84,7 @@ def evaluate(cfg: config.Config, rank) -> int:
     source = records.find_checkpoint(cfg, records.choose_folder(cfg))
     saved = checkpoint.read_for_evaluation(cfg, source, datasets.facts(cfg, images.classes)) if source else None
     has_dist_head = any("dist" in name for name in saved) if saved else cfg.distillation != "none"
-    net = model.build(cfg, len(images.classes), distillation=has_dist_head)
+    net = network.build(cfg, len(images.classes), distillation=has_dist_head)
     if saved:
         checkpoint.load_weights(net, saved, where=source)
     utils.replace_batchnorm(net.eval()).to(rank.device, memory_format=memory_format)

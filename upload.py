@@ -24,7 +24,7 @@ import fuse_eval
 from deployment import verify, weights
 from deployment.verify import spellings
 from deployment.weights import Trained
-from model.layers import REGISTERED
+from model.registration import REGISTERED
 from run.errors import InputError, first_line
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")

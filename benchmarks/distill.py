@@ -34,6 +34,7 @@ from loading import augment
 from loading.keys import Plan, build_plan
 from run import (
     config,
+    network,
     optim,
 )
 from run.checkpoint import TrainState
@@ -85,7 +86,7 @@ def build_side(cfg: config.Config, plan: Plan, rank: utils.Rank, *, answers) -> 
     amp_dtype = utils.pick_amp(cfg.amp, rank.device)
     memory_format = utils.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
     torch.manual_seed(0)
-    net = model.build(cfg, NUM_CLASSES, distillation=cfg.distillation != "none").to(rank.device, memory_format=memory_format)
+    net = network.build(cfg, NUM_CLASSES, distillation=cfg.distillation != "none").to(rank.device, memory_format=memory_format)
     optimizer = optim.build_optimizer(cfg, net, cfg.batch_size)
     state = TrainState(
         net=net,

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.nn.functional import unfold
 
 import model
-from model.layers import ChannelScale, LinearAttention, attend_values_first, kernel_feature
+from model.layers import ChannelScale
 from model.lsnet import LSConv
+from model.mixers import LinearAttention, attend_values_first, kernel_feature
 from model.repnext import RepDWConvM, RepDWConvS
 
 FAMILIES = ("recnext_m1", "recnext_a1", "recnext_t", "recnext_t_share_channel", "repnext_m1", "lsnet_t", "repvit_m0_6", "rexnetv1_1_0", "rexnetv1_lite_1_0")

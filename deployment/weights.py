@@ -15,10 +15,9 @@ import torch
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
-import model
 import utils
 from loading import augment
-from run import checkpoint
+from run import checkpoint, network
 from run.config import Config
 from run.errors import InputError
 
@@ -100,7 +99,7 @@ def _options(name: str, args: dict, img_size: int | None) -> dict:
 
 def _build(cfg: Config, state: dict[str, Tensor], num_classes: int) -> tuple[nn.Module, bool]:
     """The network of `cfg` in the form (fused or not) that `state` is of, in evaluation mode; whether fused."""
-    net = model.build(cfg, num_classes, distillation=any("dist" in key for key in state)).eval()
+    net = network.build(cfg, num_classes, distillation=any("dist" in key for key in state)).eval()
     is_fused = not _has_statistics(state) and _has_statistics(net.state_dict())
     return utils.replace_batchnorm(net) if is_fused else net, is_fused
 
@@ -134,7 +133,7 @@ def load_trained(name: str | None, source: str | None, *, use_ema: bool = False,
     cfg = Config(model=name, input_size=size, model_kwargs=options)
     built = num_classes or 1000
     if source is None:
-        net, is_fused, which, state = model.build(cfg, built, distillation=False).eval(), False, "random", {}
+        net, is_fused, which, state = network.build(cfg, built, distillation=False).eval(), False, "random", {}
     else:
         state, which = checkpoint.weights(saved, use_ema=use_ema, where=source), _which_weights(saved, use_ema=use_ema)
         net, is_fused = _build(cfg, state, built)

@@ -9,7 +9,8 @@ from timm.layers import LayerNorm2d, calculate_drop_path_rates
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
-from model.layers import PooledNet, Stage, pretrained_cfg, register
+from model.nets import PooledNet, Stage
+from model.registration import pretrained_cfg, register
 
 
 class Downsample(nn.Module):

@@ -10,19 +10,9 @@ import torch
 from timm.layers import SqueezeExcite, calculate_drop_path_rates, to_2tuple
 from torch import Tensor, nn
 
-from model.layers import (
-    LEVIT_CONV_NAMES,
-    LEVIT_HEAD_NAMES,
-    ConvNorm,
-    NormLinear,
-    PooledNet,
-    Residual,
-    ScaleShift,
-    add_identity_and_1x1,
-    average_heads,
-    pretrained_cfg,
-    register,
-)
+from model.layers import LEVIT_CONV_NAMES, LEVIT_HEAD_NAMES, ConvNorm, NormLinear, Residual, ScaleShift, add_identity_and_1x1, average_heads
+from model.nets import PooledNet
+from model.registration import pretrained_cfg, register
 from model.ska import ska
 
 GROUP_REPEATS = 8  # channels that share one of LSConv's small kernels

@@ -11,7 +11,10 @@ from timm.layers import DropPath, Mlp, calculate_drop_path_rates, to_2tuple
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from model.layers import ConvNorm, LinearAttention, PooledNet, RecAttn2d, RecConv2d, kernel_feature, pretrained_cfg, register, run_in_float32
+from model.layers import ConvNorm
+from model.mixers import LinearAttention, RecAttn2d, RecConv2d, kernel_feature, run_in_float32
+from model.nets import PooledNet
+from model.registration import pretrained_cfg, register
 
 
 def rotary_table(height: int, width: int, dim: int) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, l1_loss, mse_loss, scaled_dot_product_attention
 
-from model.layers import attend_scores_first, attend_values_first, kernel_feature
+from model.mixers import attend_scores_first, attend_values_first, kernel_feature
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ Source: https://github.com/suous/RecNeXt (Apache-2.0); state-dict names are the 
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from model.layers import DISTILLATION_TAGS, Downsample, Stage, StagedNet, Stem, build_rec_attention, mlp, register, staged_pretrained_cfgs, strided_conv
+from model.mixers import build_rec_attention
+from model.nets import Downsample, Stage, StagedNet, Stem, mlp, strided_conv
+from model.registration import DISTILLATION_TAGS, register, staged_pretrained_cfgs
 
 
 class Block(nn.Module):

@@ -6,7 +6,9 @@ Source: https://github.com/suous/RecNeXt (Apache-2.0); state-dict names are the 
 
 from torch import nn
 
-from model.layers import DISTILLATION_TAGS, Downsample, MixerBlock, RecConv2d, Stage, StagedNet, Stem, register, staged_pretrained_cfgs, strided_conv
+from model.mixers import RecConv2d
+from model.nets import Downsample, MixerBlock, Stage, StagedNet, Stem, strided_conv
+from model.registration import DISTILLATION_TAGS, register, staged_pretrained_cfgs
 
 
 class RecNeXtM(StagedNet):

@@ -12,18 +12,10 @@ import torch
 from timm.layers import DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
 
-from model.layers import (
-    DISTILLATION_TAGS,
-    ConvNorm,
-    Stage,
-    StagedNet,
-    add_identity_and_1x1,
-    build_attention,
-    build_rec_attention,
-    mlp,
-    register,
-    staged_pretrained_cfgs,
-)
+from model.layers import ConvNorm, add_identity_and_1x1
+from model.mixers import build_attention, build_rec_attention
+from model.nets import Stage, StagedNet, mlp
+from model.registration import DISTILLATION_TAGS, register, staged_pretrained_cfgs
 
 SHARE_EVERY = 5  # blocks of the last stage, of which the last one shares
 

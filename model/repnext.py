@@ -10,20 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
-from model.layers import (
-    DISTILLATION_TAGS,
-    Classifier,
-    Downsample,
-    MixerBlock,
-    NormLinear,
-    Stage,
-    StagedNet,
-    Stem,
-    norm_scale_shift,
-    register,
-    staged_pretrained_cfgs,
-    strided_conv,
-)
+from model.layers import Classifier, NormLinear, norm_scale_shift
+from model.nets import Downsample, MixerBlock, Stage, StagedNet, Stem, strided_conv
+from model.registration import DISTILLATION_TAGS, register, staged_pretrained_cfgs
 
 
 def _depthwise(dim: int, height: int, width: int, *, bias: bool = True) -> nn.Conv2d:

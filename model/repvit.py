@@ -7,20 +7,9 @@ Source: https://github.com/THU-MIG/RepViT (Apache-2.0); state-dict names are the
 from timm.layers import SqueezeExcite, calculate_drop_path_rates
 from torch import Tensor, nn
 
-from model.layers import (
-    LEVIT_CONV_NAMES,
-    LEVIT_HEAD_NAMES,
-    ChannelScale,
-    ConvNorm,
-    NormLinear,
-    PooledNet,
-    Residual,
-    add_identity_and_1x1,
-    average_heads,
-    fold_norm_after,
-    pretrained_cfg,
-    register,
-)
+from model.layers import LEVIT_CONV_NAMES, LEVIT_HEAD_NAMES, ChannelScale, ConvNorm, NormLinear, Residual, add_identity_and_1x1, average_heads, fold_norm_after
+from model.nets import PooledNet
+from model.registration import pretrained_cfg, register
 
 
 def _conv_norm(in_chs: int, out_chs: int, kernel_size: int = 1, **settings) -> ConvNorm:

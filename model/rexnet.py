@@ -10,7 +10,9 @@ import math
 from timm.layers import DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
 
-from model.layers import FoldingSequential, PooledNet, pretrained_cfg, register
+from model.layers import FoldingSequential
+from model.nets import PooledNet
+from model.registration import pretrained_cfg, register
 
 GROUP_DEPTHS = (1, 2, 2, 3, 3, 5)  # bottlenecks per group
 GROUP_STRIDES = (1, 2, 2, 2, 1, 2)  # of each group's first

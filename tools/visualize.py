@@ -28,14 +28,14 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-import model
 from datasets import open_file
 from loading.augment import MEAN, SMALL_INPUT, STD, eval_transform
-from model.layers import RecConv2d
+from model.mixers import RecConv2d
 from model.repnext import ChunkConv
 from run import checkpoint
 from run.config import Config
 from run.errors import InputError, first_line
+from run.network import build as build_network
 
 PLAIN = "plain7x7"
 MIXER_NAMES = ("token_mixer", "mixer", "attn")  # last part of a mixer's name, in our families and in timm's
@@ -93,7 +93,7 @@ def open_network(name: str, *, source: str | None, seed: int, change: Callable[[
     state = checkpoint.weights(stored, where=source) if source else {}
     num_classes = count_classes(name, stored, state) if source else 1000
     torch.manual_seed(seed)
-    net = change(model.build(Config(model=name), num_classes, distillation=any("_dist" in key for key in state)))
+    net = change(build_network(Config(model=name), num_classes, distillation=any("_dist" in key for key in state)))
     if source:
         checkpoint.load_weights(net, state, where=source)
     weights = f"weights of {Path(source).name}" if source else f"untrained: random weights, seed {seed}"

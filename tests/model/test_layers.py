@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from model import layers
-from model.layers import ChannelScale, ConvNorm, attend_scores_first, attend_values_first, build_attention, kernel_feature, linear_attention
+from model import mixers
+from model.layers import ChannelScale, ConvNorm
+from model.mixers import attend_scores_first, attend_values_first, build_attention, kernel_feature, linear_attention
 
 
 def attention_by_definition(q, k, v):
@@ -30,7 +31,7 @@ def test_linear_attention_is_its_definition_in_either_order(num_positions, qk_ch
 def test_linear_attention_takes_the_cheaper_order(num_positions, chosen, monkeypatch):
     taken = []
     for name in ("attend_values_first", "attend_scores_first"):
-        monkeypatch.setattr(layers, name, lambda q, k, v, name=name: taken.append(name))
+        monkeypatch.setattr(mixers, name, lambda q, k, v, name=name: taken.append(name))
     linear_attention(*(torch.zeros(1, 2, 20, num_positions) for _ in range(3)))
     assert taken == [chosen]
 

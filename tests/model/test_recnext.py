@@ -6,7 +6,8 @@ from timm.layers import DropPath
 from torch import nn
 
 import model
-from model.layers import ATTN_KERNELS, MixerBlock, RecConv2d
+from model.mixers import ATTN_KERNELS, RecConv2d
+from model.nets import MixerBlock
 from model.recnext_t import BorrowingBlock, Downsample
 
 

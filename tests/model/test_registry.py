@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import model
 import utils
 from benchmarks.models import to_plain
-from model.layers import REGISTERED
+from model.registration import REGISTERED
 from tests.nets import BATCH_NORMS, SIZE, build, images, randomise, relative_error
 
 NAMES = model.list_models()

@@ -12,11 +12,11 @@ import torch
 import datasets
 import engine
 import losses
-import model
 import utils
 from loading import augment
 from run import (
     config,
+    network,
     optim,
 )
 from run.checkpoint import TrainState
@@ -28,7 +28,7 @@ def main(out: str, dtype: str, *flags: str) -> None:
     dtype = getattr(torch, dtype)
     images, _ = datasets.open_images(cfg)
     loader = datasets.build_train_loader(cfg, images, rank)
-    net = model.build(cfg, len(images.classes), distillation=cfg.distillation != "none").to(dtype)
+    net = network.build(cfg, len(images.classes), distillation=cfg.distillation != "none").to(dtype)
     optimizer = optim.build_optimizer(cfg, net, loader.global_batch)
     state = TrainState(
         net=utils.wrap_distributed(net, rank),

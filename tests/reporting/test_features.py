@@ -35,7 +35,7 @@ def noise(num_images: int, size: int) -> list[torch.Tensor]:
 
 def save_weights(path, name: str, *, num_classes: int, **entries) -> None:
     torch.manual_seed(5)
-    torch.save({"model": visualize.model.create_model(name, num_classes=num_classes).state_dict(), **entries}, path)
+    torch.save({"model": model.create_model(name, num_classes=num_classes).state_dict(), **entries}, path)
 
 
 # ---- branches
@@ -153,7 +153,7 @@ def test_classes_input_size_and_distillation_head_are_the_checkpoints(tmp_path):
     assert (network.net.num_classes, network.input_size, network.is_trained, network.weights) == (7, 96, True, "weights of weights.pth")
     stored = torch.load(path)["model"]
     assert all(torch.equal(value, stored[name]) for name, value in network.net.state_dict().items())
-    torch.save(visualize.model.create_model("repvit_m0_9", num_classes=5, distillation=True).state_dict(), path)
+    torch.save(model.create_model("repvit_m0_9", num_classes=5, distillation=True).state_dict(), path)
     assert visualize.open_network("repvit_m0_9", source=str(path), seed=0).net.num_classes == 5
 
 
