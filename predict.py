@@ -25,10 +25,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-import datasets
 from deployment.verify import run_command, spellings
 from deployment.weights import Trained, fused, labels, load_trained
 from loading import augment
+from loading.images import open_file
 from measuring.timing import open_device, positive_int
 from run.errors import InputError, first_line
 
@@ -100,7 +100,7 @@ class Files(Dataset):
     def __getitem__(self, index: int) -> tuple[str, Tensor | None, str | None]:
         path = self.paths[index]
         try:
-            return path, self.transform(datasets.open_file(path)), None
+            return path, self.transform(open_file(path)), None
         except InputError as error:
             return path, None, first_line(error)
 

@@ -26,11 +26,11 @@ import flops
 import losses
 import model
 import utils
-from datasets import Batch
 from distillation import teacher
 from distillation.labelling import StoredLabels
 from distillation.store import LabelStore
 from loading import augment
+from loading.batches import Batch
 from loading.keys import Plan, build_plan
 from run import (
     config,

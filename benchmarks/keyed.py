@@ -15,11 +15,11 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 import torch
 from torch.utils.data import _utils
 
-import datasets
 from loading import (
     augment,
     keys,
 )
+from loading.sets import open_folder
 from run import config
 
 
@@ -48,7 +48,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     _utils.worker._worker_info = object()  # as in a loader's worker, where the ambient generators need no restoring
-    images = datasets.open_folder(args.data_path)
+    images = open_folder(args.data_path)
     cfg, _ = config.parse(["--data-path", str(args.data_path), "--loader", "reference"])
     transform = augment.train_transform(cfg)
     plan = keys.build_plan(len(images), repeated_aug=True, group_size=256, lanes=8, data_seed=0)

@@ -30,7 +30,6 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-import datasets
 import utils
 from deployment.verify import positive_int
 from loading import (
@@ -38,6 +37,10 @@ from loading import (
     keys,
     pixels,
 )
+from loading.batches import Batch, TrainingSet, ValidationSet
+from loading.images import Images
+from loading.loaders import _as_is, copied, prepare_worker
+from loading.sets import open_folder
 from run import config
 from run.errors import InputError
 
@@ -84,8 +87,8 @@ class Sample:
         images.samples = [images.samples[i] for i in self._chosen(len(images))]
         return images
 
-    def own(self) -> datasets.Images:
-        images = datasets.open_folder(self.folder)
+    def own(self) -> Images:
+        images = open_folder(self.folder)
         return images.part(self._chosen(len(images)))
 
 
@@ -107,14 +110,14 @@ def timm_loader(sample: Sample, is_training: bool, num_workers: int) -> DataLoad
     return loader.loader
 
 
-def own_set(images: datasets.Images, name: str, is_training: bool):
+def own_set(images: Images, name: str, is_training: bool):
     """This project's data set, giving uint8 batches."""
     cfg, _ = config.parse(["--data-path", "unused", "--loader", name])
     if is_training:
         plan = keys.build_plan(len(images), repeated_aug=False, group_size=len(images) // 2 * 2, lanes=1, data_seed=0)
-        return datasets.TrainingSet(images, augment.train_transform(cfg), plan, is_finished_here=False, reuses_memory=True, is_hashed=False)
+        return TrainingSet(images, augment.train_transform(cfg), plan, is_finished_here=False, reuses_memory=True, is_hashed=False)
     rank = utils.Rank(0, 1, 0, 1, torch.device("cpu"))
-    return datasets.ValidationSet(images, augment.eval_transform(224, augment.crop_pct(cfg), name), rank, is_finished_here=False, reuses_memory=True)
+    return ValidationSet(images, augment.eval_transform(224, augment.crop_pct(cfg), name), rank, is_finished_here=False, reuses_memory=True)
 
 
 class KeySampler:
@@ -230,7 +233,7 @@ def measure_workers(sample: Sample, is_training: bool, num_rounds: int, passes: 
         "published": DataLoader(sample.pil(published_transform(is_training)), BATCH, shuffle=is_training, **settings),
         "timm": timm_loader(sample, is_training, 2),
     }
-    own = {"collate_fn": datasets._as_is, "worker_init_fn": datasets.prepare_worker}
+    own = {"collate_fn": _as_is, "worker_init_fn": prepare_worker}
     for name in ("reference", "fast"):
         sides[name] = DataLoader(own_set(images, name, is_training), batch_sampler=KeySampler(len(images), is_training), **own, **settings)
     times = {name: [] for name in sides}
@@ -240,8 +243,8 @@ def measure_workers(sample: Sample, is_training: bool, num_rounds: int, passes: 
             begin = cpu_time_s(loader)
             for batch in itertools.chain(batches, *itertools.repeat(loader, passes - 1)):
                 num_images += len(batch[0])  # timm leaves out a last batch that is not full
-                if isinstance(batch, datasets.Batch):
-                    datasets.copied(batch.images)
+                if isinstance(batch, Batch):
+                    copied(batch.images)
             if is_warm:
                 times[name].append(1000 * (cpu_time_s(loader) - begin) / num_images)
     return times

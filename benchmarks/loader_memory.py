@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import datasets
 from deployment.verify import positive_int
+from loading.images import Images, Names, open_file, read_file
 
 
 def private_mib() -> float:
@@ -56,7 +56,7 @@ def main() -> None:
     targets = [i % 1000 for i in range(args.num_images)]
     random.Random(0).shuffle(paths)  # as read from a disk: neighbours in the listing are not neighbours in memory
     measure("lists", paths, targets, args.reads)
-    images = datasets.Images(datasets.Names(paths), targets, [str(i) for i in range(1000)], datasets.open_file, datasets.read_file)
+    images = Images(Names(paths), targets, [str(i) for i in range(1000)], open_file, read_file)
     del paths, targets
     measure("arrays", images.samples, images.targets, args.reads)
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import datasets
 from deployment.weights import Trained, describe_weights, digest, facts, labels, load_trained, versions
 from loading import augment
+from loading.sets import load_digits, open_part
 from run.errors import InputError, first_line
 
 # ---- does a file compute what was trained?
@@ -63,10 +63,10 @@ class Opened:
 def _real_images(data_path: str | None) -> tuple[list, str]:
     """Photographs spread over the classes of --data-path or, without one, scikit-learn's digits; and what they are."""
     if data_path is None:
-        images, origin = datasets.load_digits()[1], "scikit-learn's digits"
+        images, origin = load_digits()[1], "scikit-learn's digits"
     else:
         root = Path(data_path).expanduser()
-        images = next((part for name in ("val", "test", "train") if (part := datasets.open_part(root, name)) is not None), None)
+        images = next((part for name in ("val", "test", "train") if (part := open_part(root, name)) is not None), None)
         if images is None:
             raise InputError(f"--data-path {data_path} holds neither val/, test/ nor train/, as folders or tars")
         origin = data_path

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from datasets import Batch, Images, TarMember, TrainingSet, TrainLoader
 from distillation.store import MAX_CLASSES, Fresh, LabelStore, Page
 from distillation.teacher import (
     FOLDING_VERSION,
@@ -34,7 +33,11 @@ from distillation.teacher import (
     read_weights,
 )
 from loading import augment, pixels
+from loading.batches import Batch, TrainingSet
+from loading.images import Images
 from loading.keys import VERSION, Plan, draw_words
+from loading.loaders import TrainLoader
+from loading.sets import TarMember
 from run import config
 from run.config import Config
 from run.errors import InputError, first_line

@@ -11,8 +11,8 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 import model
-from datasets import Batch
 from loading import augment
+from loading.batches import Batch
 from loading.keys import Plan
 from model.layers import fold_norm_after
 from run import checkpoint

@@ -1,6 +1,10 @@
-"""From a file to a batch: paths and keys in, augmented pixels out.
+"""From a file to a batch: paths and keys in, augmented pixels out. `datasets.py` builds a recipe's loaders of these.
 
+images.py   labelled images by index: reading and decoding files
+sets.py     where images come from: folders, tars, built-in sets
 keys.py     the keyed order of samples, and their generators
 pixels.py   the fast loader's decoder and kernels
-augment.py  image and batch transforms
+augment.py  image and batch transforms, mixing
+batches.py  views written side by side, in shared memory
+loaders.py  loader processes, and batches on the way to the device
 """

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import datasets
 import main
+from loading.sets import load_digits
 from tools.export_digits import export
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +26,7 @@ def _few_threads(monkeypatch):
 def digits_folder(tmp_path_factory) -> Path:
     """96 training and 40 validation JPEGs of 48x48 in four class folders, as ImageNet's are laid out."""
     folder = tmp_path_factory.mktemp("digits")
-    for name, images, count in zip(("train", "val"), datasets.load_digits(), (96, 40), strict=True):
+    for name, images, count in zip(("train", "val"), load_digits(), (96, 40), strict=True):
         few = [i for i, target in enumerate(images.targets) if target < 4][:count]
         export(images.part(few), folder / name, size=48)
     return folder

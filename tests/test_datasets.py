@@ -12,7 +12,10 @@ from PIL import Image
 
 import datasets
 import utils
-from loading import augment, keys
+from loading import augment, keys, sets
+from loading.batches import TrainingSet, ValidationSet
+from loading.images import Images, decode, open_file, read_file
+from loading.sets import load_digits, read_tar_member, stratified_split
 from run import config
 from run.errors import InputError
 
@@ -37,20 +40,20 @@ def settings(path, *flags):
 
 
 def test_digits_are_split_once_and_evenly():
-    train, val = datasets.load_digits()
+    train, val = load_digits()
     assert (len(train), len(val)) == (1437, 360)
     assert train[0][0].size == (32, 32) and train[0][0].mode == "RGB"
     shares = np.bincount(val.targets) / (np.bincount(val.targets) + np.bincount(train.targets))
     assert np.abs(shares - 360 / 1797).max() < 0.01
     pixels = {image.tobytes() for image in train.samples}
     assert sum(image.tobytes() in pixels for image in val.samples) <= 1  # none leaks; two writers may draw the same pixels
-    again = datasets.load_digits()[1]
+    again = load_digits()[1]
     assert np.array_equal(again.targets, val.targets) and again[7][0].tobytes() == val[7][0].tobytes()
 
 
 def test_split_gives_every_class_its_share_and_keeps_all():
     targets = [0] * 50 + [1] * 30 + [2] * 1
-    kept, held_out = datasets.stratified_split(targets, 8)
+    kept, held_out = stratified_split(targets, 8)
     assert sorted([*kept, *held_out]) == list(range(81))
     assert np.bincount([targets[i] for i in held_out], minlength=3).tolist() == [5, 3, 0]
 
@@ -121,7 +124,7 @@ def test_tars_give_the_images_of_the_folders(tmp_path):
     for tar_images, folder_images in zip(from_tar, from_folder, strict=True):
         assert tar_images.classes == folder_images.classes and tar_images.targets.tolist() == folder_images.targets.tolist()
         assert [tar_images[i][0].tobytes() for i in range(6)] == [folder_images[i][0].tobytes() for i in range(6)]
-        assert list(map(datasets.read_tar_member, tar_images.samples)) == list(map(datasets.read_file, folder_images.samples))
+        assert list(map(read_tar_member, tar_images.samples)) == list(map(read_file, folder_images.samples))
 
 
 def test_unreadable_images_are_named(tmp_path):
@@ -135,7 +138,7 @@ def test_unreadable_images_are_named(tmp_path):
 def test_16_bit_images_keep_their_brightness(tmp_path):
     values = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     Image.fromarray(values).save(tmp_path / "x.png")
-    pixels = np.asarray(datasets.open_file(str(tmp_path / "x.png")))
+    pixels = np.asarray(open_file(str(tmp_path / "x.png")))
     assert np.abs(pixels[..., 0].astype(int) - (values >> 8)).max() == 0 and pixels.mean() == pytest.approx(127.5, abs=1)
 
 
@@ -160,7 +163,7 @@ def test_cifar_100_from_local_files(tmp_path, monkeypatch):
     (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"class {i}" for i in range(100)]}))
     with pytest.raises(InputError, match="cifar-100-python.tar.gz"):  # other bytes than the published files'
         datasets.open_images(settings(tmp_path, "--data-set", "CIFAR"))
-    monkeypatch.setattr(datasets.CIFAR100, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(sets.CIFAR100, "_check_integrity", lambda self: True)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
     train, val = datasets.open_images(settings(tmp_path, "--data-set", "CIFAR"))
     image, target = train[0]
@@ -189,9 +192,9 @@ def test_inaturalist_from_its_listings(tmp_path, name, year):
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 def test_validation_is_a_partition_for_any_number_of_processes(tmp_path, world_size):
-    images = datasets.Images(list(range(7)), [0] * 7, ["only"], lambda i: Image.new("RGB", (4, 4), (i, 0, 0)))
+    images = Images(list(range(7)), [0] * 7, ["only"], lambda i: Image.new("RGB", (4, 4), (i, 0, 0)))
     transform = augment.eval_transform(4, 1.0)
-    shares = [datasets.ValidationSet(images, transform, utils.Rank(rank, world_size, 0, 1, CPU.device)) for rank in range(world_size)]
+    shares = [ValidationSet(images, transform, utils.Rank(rank, world_size, 0, 1, CPU.device)) for rank in range(world_size)]
     singly = [share[i][0] for share in shares for i in range(len(share))]
     assert sorted(round(255 * (image[0, 0, 0].item() * augment.STD[0] + augment.MEAN[0])) for image in singly) == list(range(7))
     batches = [share.__getitems__(list(range(len(share)))) for share in shares]
@@ -238,7 +241,7 @@ def test_loading_here_leaves_the_generators_as_they_were(digits_folder, loader):
     cfg = settings(digits_folder, "--input-size", "48", "--loader", loader)
     images, _ = datasets.open_images(cfg)
     plan = keys.build_plan(len(images), repeated_aug=False, group_size=2, lanes=1, data_seed=0)
-    dataset = datasets.TrainingSet(images, augment.train_transform(cfg), plan)
+    dataset = TrainingSet(images, augment.train_transform(cfg), plan)
     good, bad = keys.Key(0, 0, 0, 0), keys.Key(0, 0, len(images), 0)
 
     def states():
@@ -260,7 +263,7 @@ def test_batches_of_changing_sizes_are_right_epoch_after_epoch_and_stay_so(digit
     cfg = settings(digits_folder, "--input-size", "32", "--batch-size", str(batch_size), "--num_workers", str(num_workers), "--mixup", "0", "--cutmix", "0")
     _, val = datasets.open_images(cfg)
     loader = datasets.build_val_loader(cfg, val, CPU)
-    expected = datasets.ValidationSet(val, augment.eval_transform(32, augment.crop_pct(cfg)), CPU)
+    expected = ValidationSet(val, augment.eval_transform(32, augment.crop_pct(cfg)), CPU)
     for _ in range(4):
         images = torch.cat([images for images, _ in list(loader)])
         assert torch.equal(images, torch.stack([expected[i][0] for i in range(len(val))]))
@@ -269,7 +272,7 @@ def test_batches_of_changing_sizes_are_right_epoch_after_epoch_and_stay_so(digit
 
 
 def test_every_class_is_among_the_images_that_judge_a_teacher():
-    images = datasets.Images(list(range(5000)), sorted(i % 10 for i in range(5000)), [str(i) for i in range(10)], lambda i: Image.new("RGB", (32, 32)))
+    images = Images(list(range(5000)), sorted(i % 10 for i in range(5000)), [str(i) for i in range(10)], lambda i: Image.new("RGB", (32, 32)))
     cfg = config.parse(["--data-set", "DIGITS", "--input-size", "32", "--num_workers", "0"])[0]
     targets = torch.cat([targets for _, targets in datasets.build_teacher_loader(cfg, images, CPU)])
     assert len(targets) >= 512 and len(set(targets.tolist())) == 10
@@ -278,4 +281,4 @@ def test_every_class_is_among_the_images_that_judge_a_teacher():
 def test_decoding_reads_from_memory_too():
     file = io.BytesIO()
     Image.new("L", (5, 4)).save(file, "PNG")
-    assert datasets.decode(file).mode == "RGB"
+    assert decode(file).mode == "RGB"

@@ -16,6 +16,7 @@ import model
 import utils
 from distillation import teacher
 from loading import keys
+from loading.batches import Batch
 from run import checkpoint, config, records
 from run.errors import InputError
 from tests.conftest import ROOT, SHORT_RUN, read_log, run_command
@@ -393,7 +394,7 @@ def test_wandb_is_asked_for_by_name(tmp_path, monkeypatch):
 def test_half_precision_teacher_is_neutral_on_a_cpu():
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
     plan = keys.build_plan(6, repeated_aug=False, group_size=6, lanes=1, data_seed=0)
-    batch = datasets.Batch(torch.randn(6, 3, 2, 2), torch.zeros(6, dtype=torch.int64), torch.arange(6))
+    batch = Batch(torch.randn(6, 3, 2, 2), torch.zeros(6, dtype=torch.int64), torch.arange(6))
     assert torch.equal(teacher.Teacher(net, answer=teacher.AllLogits(), plan=plan)(batch.images, batch, 0), net(batch.images).detach())
     assert torch.equal(teacher.Teacher(net, answer=teacher.HardLabels(), plan=plan)(batch.images, batch, 0), net(batch.images).argmax(1))
 

@@ -9,9 +9,9 @@ import engine
 import losses
 import model
 import utils
-from datasets import Batch
 from distillation.teacher import Teacher, no_teacher, pick_answer
 from loading import augment, keys
+from loading.batches import Batch
 from run import config, optim
 from run.checkpoint import TrainState
 from tests.conftest import ROOT

@@ -26,23 +26,26 @@ import utils
 from benchmarks import distill
 from distillation import teacher
 from loading import keys
+from loading.images import Images, Names, read_file
+from loading.loaders import count_workers
+from loading.sets import TarMember, TarMembers, read_tar_member
 from run import config
 from run.errors import InputError
 
 STORAGE_THREADS = 16
 
 
-def forget(sample: str | datasets.TarMember) -> None:
+def forget(sample: str | TarMember) -> None:
     """Ask the system to drop a file from memory."""
-    with open(sample.tar if isinstance(sample, datasets.TarMember) else sample, "rb") as file:
+    with open(sample.tar if isinstance(sample, TarMember) else sample, "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def storage_rate(images: datasets.Images, read: Callable, seconds: float) -> tuple[float, float]:
+def storage_rate(images: Images, read: Callable, seconds: float) -> tuple[float, float]:
     """Images and megabytes per second that 16 threads `read`, for at most `seconds`."""
     samples = [images.samples[i] for i in np.random.RandomState(0).permutation(len(images))[:20_000]]
     if hasattr(os, "posix_fadvise"):
-        for sample in samples[:1] if isinstance(samples[0], datasets.TarMember) else samples:
+        for sample in samples[:1] if isinstance(samples[0], TarMember) else samples:
             forget(sample)
     start, num_images, num_bytes = time.perf_counter(), 0, 0
     with ThreadPoolExecutor(STORAGE_THREADS) as pool:
@@ -55,7 +58,7 @@ def storage_rate(images: datasets.Images, read: Callable, seconds: float) -> tup
     return num_images / spent_s, num_bytes / spent_s / 1e6
 
 
-def loader_rate(cfg: config.Config, images: datasets.Images, rank: utils.Rank, seconds: float) -> float:
+def loader_rate(cfg: config.Config, images: Images, rank: utils.Rank, seconds: float) -> float:
     """Training images per second that the loader delivers, after its first batch, for about `seconds`."""
     loader = datasets.build_train_loader(cfg, images, rank)
     start, num_images, epoch = None, 0, 0
@@ -120,11 +123,11 @@ def main(argv: list[str]) -> None:
         rates[name] = rate
         print(f"{name:<22} {rate:10.0f} images/s  {remark}", flush=True)
 
-    num_workers = max(1, datasets.count_workers(cfg, rank))
+    num_workers = max(1, count_workers(cfg, rank))
     add("model", model_rate(cfg, rank, own.seconds, with_teacher=False), f"{cfg.model} on {rank.device}, batch {cfg.batch_size}")
     if cfg.distillation != "none":
         add("model with teacher", model_rate(cfg, rank, own.seconds, with_teacher=True), f"{cfg.teacher_model} online")
-    reader = {datasets.Names: datasets.read_file, datasets.TarMembers: datasets.read_tar_member}.get(type(images.samples))
+    reader = {Names: read_file, TarMembers: read_tar_member}.get(type(images.samples))
     if reader is not None:
         rate, megabytes = storage_rate(images, reader, own.seconds)
         add("storage", rate, f"{megabytes:.0f} MB/s in {STORAGE_THREADS} threads")

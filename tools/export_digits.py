@@ -10,7 +10,8 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from PIL import Image
 
-from datasets import Images, load_digits
+from loading.images import Images
+from loading.sets import load_digits
 
 
 def export(images: Images, folder: Path, size: int) -> None:

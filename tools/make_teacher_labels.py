@@ -25,7 +25,9 @@ import main as training
 import utils
 from distillation import labelling
 from loading import augment
+from loading.images import Images
 from loading.keys import Key, KeyedBatchSampler, Plan
+from loading.loaders import TrainLoader
 from run import config
 from run.errors import InputError
 
@@ -75,7 +77,7 @@ class GroupSampler(KeyedBatchSampler):
             yield self.plan.keys(self.epoch, self.plan.positions(group * size, (group + 1) * size), permutation)
 
 
-def build_loader(cfg: config.Config, images: datasets.Images, rank: utils.Rank) -> datasets.TrainLoader:
+def build_loader(cfg: config.Config, images: Images, rank: utils.Rank) -> TrainLoader:
     """The recipe's training data in whole mix groups."""
     whole = datasets.build_train_loader(cfg, images, dataclasses.replace(rank, index=0, world_size=1))
     sampler = GroupSampler(whole.plan)
@@ -109,7 +111,7 @@ def missing_groups(store, groups: np.ndarray, epoch: int) -> np.ndarray:
     return np.unique(groups if page is None else groups[~page.is_filled])
 
 
-def make_epoch(labels: labelling.StoredLabels, loader: datasets.TrainLoader, epoch: int, *, mix, stop: utils.StopRequest, progress: Progress) -> None:
+def make_epoch(labels: labelling.StoredLabels, loader: TrainLoader, epoch: int, *, mix, stop: utils.StopRequest, progress: Progress) -> None:
     """Have the teacher label what `epoch` lacks, and store it; if told to stop, what there is by then."""
     rank = labels.rank
     missing = labelling.from_main(lambda: missing_groups(labels.store, labels.groups, epoch), rank)

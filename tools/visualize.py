@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from datasets import open_file
 from loading.augment import MEAN, SMALL_INPUT, STD, eval_transform
+from loading.images import open_file
 from model.mixers import RecConv2d
 from model.repnext import ChunkConv
 from run import checkpoint

@@ -10,8 +10,8 @@ from huggingface_hub import ModelCard
 import upload
 from deployment import verify, weights
 from run.errors import InputError
-from tests.test_publish import run_folder  # noqa: F401  (a fixture)
-from tests.test_verify import make_trained
+from tests.deployment.test_publish import run_folder  # noqa: F401  (a fixture)
+from tests.deployment.test_verify import make_trained
 
 CHECKPOINT = "pretrain/checkpoint_best.pth"
 

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from timm.data import ImageNetInfo
 
-import datasets
 import predict
 from deployment.weights import load_trained
 from loading import augment
+from loading.images import open_file
+from loading.sets import load_digits
 from tests.conftest import run_command
 from tools.export_digits import export
 
@@ -25,7 +26,7 @@ NUM_TRAIN = 400
 def digits(tmp_path_factory) -> Path:
     """100 validation digits as JPEGs of 64x64 pixels, in a folder per class."""
     folder = tmp_path_factory.mktemp("val")
-    export(datasets.load_digits()[1].part(range(100)), folder, size=64)
+    export(load_digits()[1].part(range(100)), folder, size=64)
     return folder
 
 
@@ -34,7 +35,7 @@ def trained_file(tmp_path_factory) -> Path:
     """A small convolutional network whose head was fitted to the digits by least squares, in a file with all a checkpoint tells."""
     torch.manual_seed(0)
     net = timm.create_model("test_resnet", num_classes=10).eval()
-    images = datasets.load_digits()[0].part(range(NUM_TRAIN))
+    images = load_digits()[0].part(range(NUM_TRAIN))
     transform = augment.eval_transform(32, 1.0)
     with torch.no_grad():
         inputs = torch.stack([transform(images[i][0]) for i in range(NUM_TRAIN)])
@@ -85,7 +86,7 @@ def test_five_classes_by_falling_probability_as_the_network_gives_them(trained_f
     image = next(digits.rglob("*.jpg"))
     assert predict.main([str(image), f"--resume={trained_file}", f"--csv={tmp_path / 'a.csv'}"]) == 0
     trained = load_trained(None, str(trained_file))
-    expected = trained.net(augment.eval_transform(32, 1.0)(datasets.open_file(str(image)))[None]).softmax(1)[0].sort(descending=True)
+    expected = trained.net(augment.eval_transform(32, 1.0)(open_file(str(image)))[None]).softmax(1)[0].sort(descending=True)
     rows = read_rows(tmp_path / "a.csv")
     assert [int(row["index"]) for row in rows] == expected.indices[:5].tolist()
     assert [float(row["probability"]) for row in rows] == pytest.approx(expected.values[:5].tolist(), abs=1e-4)
@@ -104,7 +105,7 @@ def test_predictions_are_printed_without_a_csv_file(trained_file, digits):
 
 
 def test_the_checkpoint_s_size_crop_and_normalisation_count(trained_file, digits, tmp_path):
-    image = datasets.open_file(str(next(digits.rglob("*.jpg"))))
+    image = open_file(str(next(digits.rglob("*.jpg"))))
     mean, std = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
     trained = load_trained(None, str(changed(trained_file, tmp_path / "a.pth", mean=mean, std=std, input_size=48, crop_pct=0.75)))
     seen = predict.eval_transform(trained)(image)

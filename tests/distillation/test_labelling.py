@@ -22,6 +22,8 @@ from benchmarks import distill
 from distillation import labelling, teacher
 from distillation.store import MISSING, Fresh, LabelStore, Merged, Page
 from loading import augment, keys
+from loading.images import open_file
+from loading.sets import load_digits, open_folder, open_tar
 from run import config
 from run.errors import InputError
 from tests.conftest import ROOT, SHORT_RUN, read_log, run_command
@@ -594,20 +596,20 @@ def test_other_libraries_widen_the_canary_and_warn(labels, digits_folder, caplog
 
 def test_a_tar_lists_the_same_as_its_folder_and_a_changed_size_does_not(digits_folder, tmp_path):
     subprocess.run(["tar", "-cf", str(tmp_path / "train.tar"), "-C", str(digits_folder), "train"], check=True)
-    folder, tar = datasets.open_folder(digits_folder / "train"), datasets.open_tar(tmp_path / "train.tar")
+    folder, tar = open_folder(digits_folder / "train"), open_tar(tmp_path / "train.tar")
     assert labelling._listing(folder) == labelling._listing(tar)
     moved = shutil.copytree(digits_folder / "train", tmp_path / "elsewhere")
-    assert labelling._listing(datasets.open_folder(moved)) == labelling._listing(tar)
+    assert labelling._listing(open_folder(moved)) == labelling._listing(tar)
     file = sorted((moved / "2").iterdir())[0]
     file.write_bytes(file.read_bytes() + b"x")
-    listing = labelling._listing(datasets.open_folder(moved))
+    listing = labelling._listing(open_folder(moved))
     assert listing["data.num_bytes"] == labelling._listing(tar)["data.num_bytes"] + 1
     file.rename(file.with_name("renamed.jpg"))
-    assert labelling._listing(datasets.open_folder(moved))["data.listing"] != listing["data.listing"]
+    assert labelling._listing(open_folder(moved))["data.listing"] != listing["data.listing"]
 
 
 def test_images_in_memory_are_listed_by_their_pixels():
-    images, _ = datasets.load_digits()
+    images, _ = load_digits()
     assert labelling._listing(images) == labelling._listing(images.part(range(len(images))))
     swapped = images.part([1, 0, *range(2, len(images))])
     assert labelling._listing(swapped)["data.listing"] != labelling._listing(images)["data.listing"]
@@ -650,9 +652,7 @@ def recode(path, digits_folder) -> None:
     content = bytearray(path.read_bytes())
     content[-40] ^= 0x10
     path.write_bytes(content)
-    assert not torch.equal(
-        *(augment.eval_transform(32, 1.0)(datasets.open_file(str(file))) for file in (path, digits_folder / path.relative_to(path.parents[2])))
-    )
+    assert not torch.equal(*(augment.eval_transform(32, 1.0)(open_file(str(file))) for file in (path, digits_folder / path.relative_to(path.parents[2]))))
 
 
 def test_a_changed_file_of_the_same_size_is_caught_at_its_first_group(stored, digits_folder, train, tmp_path, monkeypatch):

@@ -7,8 +7,9 @@ from PIL import Image
 from timm.data import Mixup
 from torchvision import transforms
 
-import datasets
 from loading import augment, keys
+from loading.batches import TrainingSet
+from loading.sets import load_digits
 from run import config
 
 DIGITS = ["--data-set", "DIGITS", "--distillation-type", "none"]
@@ -74,7 +75,7 @@ def test_posterize_to_no_bits_is_black_instead_of_an_error():
 def test_rand_augment_survives_a_thousand_strong_posterizes():
     cfg, _ = config.parse([*DIGITS, "--aa", "rand-m10-n4-mstd2-inc1", "--input-size", "32"])
     transform = augment.train_transform(cfg)
-    image = datasets.load_digits()[0][0][0]
+    image = load_digits()[0][0][0]
     for seed in range(1000):
         keys.seed_generators((seed, seed, seed))
         transform(image)
@@ -89,9 +90,9 @@ VARIANTS = [
 @pytest.mark.parametrize("flags", VARIANTS)
 def test_pixels_depend_on_the_key_alone(flags):
     cfg, _ = config.parse([*DIGITS, "--input-size", "48", *flags])
-    images = datasets.load_digits()[0]
+    images = load_digits()[0]
     plan = keys.build_plan(len(images), repeated_aug=True, group_size=256, lanes=8, data_seed=0)
-    dataset = datasets.TrainingSet(images, augment.train_transform(cfg), plan)
+    dataset = TrainingSet(images, augment.train_transform(cfg), plan)
     wanted = [keys.Key(epoch, 0, sample, repeat) for epoch in (0, 9) for sample in range(8) for repeat in (0, 1)]
     first = [dataset[key][0] for key in wanted]
     random.seed(99), np.random.seed(99), torch.manual_seed(99)
@@ -116,7 +117,7 @@ def test_evaluation_resizes_the_short_side_and_crops_the_centre(size):
 
 def test_small_inputs_are_cropped_with_padding_and_not_enlarged():
     cfg, _ = config.parse([*DIGITS, "--input-size", "32", "--aa", "none", "--hflip", "0", "--reprob", "0", "--color-jitter", "0"])
-    image = datasets.load_digits()[1][0][0]
+    image = load_digits()[1][0][0]
     normalise = transforms.Compose([transforms.ToTensor(), transforms.Normalize(augment.MEAN, augment.STD)])
     assert torch.equal(augment.eval_transform(32, augment.crop_pct(cfg))(image), normalise(image))
     padded = transforms.functional.pad(image, 4)
@@ -149,7 +150,7 @@ def test_unknown_policy_is_refused():
 def test_description_of_a_key_is_what_the_pixels_show(flags, loader):
     """The box, flip, ops and erased boxes alone, applied by hand, give the transform's pixels."""
     cfg, _ = config.parse([*DIGITS, "--reprob", "0.5", "--remode", "const", "--color-jitter", "0", "--loader", loader, *flags])
-    images, transform = datasets.load_digits()[0], augment.train_transform(cfg)
+    images, transform = load_digits()[0], augment.train_transform(cfg)
     plan = keys.build_plan(len(images), repeated_aug=True, group_size=256, lanes=8, data_seed=0)
     names, flips, erased = set(), 0, 0
     for sample in range(60):

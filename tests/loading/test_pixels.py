@@ -18,6 +18,9 @@ from torchvision import transforms
 import datasets
 import utils
 from loading import augment, keys, pixels
+from loading.batches import TrainingSet
+from loading.loaders import _to_device
+from loading.sets import load_digits, open_folder
 from run import config
 from run.errors import InputError
 from tests.conftest import run_command
@@ -207,12 +210,12 @@ def photo_folder(tmp_path_factory) -> Path:
 
 def differences(folder: Path, *flags: str, epochs: int) -> tuple[float, int]:
     """Mean and greatest difference of the loaders' uint8 views of all images, `epochs` views of each."""
-    images = datasets.open_folder(folder / "train")
+    images = open_folder(folder / "train")
     plan = keys.build_plan(len(images), repeated_aug=False, group_size=2, lanes=1, data_seed=0)
     sets = []
     for loader in ("fast", "reference"):
         cfg, _ = config.parse(["--data-path", "x", "--loader", loader, *flags])
-        sets.append(datasets.TrainingSet(images, augment.train_transform(cfg), plan))
+        sets.append(TrainingSet(images, augment.train_transform(cfg), plan))
     offs = []
     for key in (keys.Key(epoch, 0, i, 0) for epoch in range(epochs) for i in range(len(images))):
         views = [one.draw(key)[0].astype(int) for one in sets]
@@ -240,7 +243,7 @@ def test_training_views_of_photographs_are_pillows(photo_folder, flags, mean):
 
 @pytest.mark.parametrize("size", [32, 160, 224, 320])
 def test_evaluation_views_of_photographs_are_pillows(photo_folder, size):
-    images = datasets.open_folder(photo_folder / "train")
+    images = open_folder(photo_folder / "train")
     offs = []
     for i in range(len(images)):
         views = [augment.eval_transform(size, 0.875, name).draw(images.open(i, is_fast=name == "fast"))[0] for name in ("fast", "reference")]
@@ -354,7 +357,7 @@ def test_odd_files_are_decoded_alike_or_by_pillow_and_counted(tmp_path, caplog):
     for name, data in spoilt(tmp_path).items():
         (folder / name).write_bytes(data)
     shutil.copytree(tmp_path / "train", tmp_path / "val")
-    images = datasets.open_folder(tmp_path / "train")
+    images = open_folder(tmp_path / "train")
     for i in range(len(images)):
         encoded, name = images.open(i, is_fast=True), Path(images.samples[i]).name
         fast, reference = encoded.top(64), np.array(images[i][0])
@@ -377,7 +380,7 @@ def test_truncated_files_are_named_by_either_loader(tmp_path, keep):
     path = tmp_path / "train" / "class" / "cut.jpg"
     path.parent.mkdir(parents=True)
     path.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
-    images = datasets.open_folder(tmp_path / "train")
+    images = open_folder(tmp_path / "train")
     with pytest.raises(InputError, match=r"cut\.jpg cannot be read as an image"):
         images[0]
     with pytest.raises(InputError, match=r"cut\.jpg cannot be read as an image"):
@@ -402,7 +405,7 @@ def test_jpegs_that_pillow_refuses_are_refused_by_either_loader(tmp_path, spoil,
     path = tmp_path / "train" / "class" / "broken.jpg"
     path.parent.mkdir(parents=True)
     path.write_bytes(spoil(jpeg(photos(256)[0], quality=95)))
-    images = datasets.open_folder(tmp_path / "train")
+    images = open_folder(tmp_path / "train")
     for read in (lambda: images[0], lambda: images.open(0, is_fast=True).top(num_rows)):
         with pytest.raises(InputError, match=r"broken\.jpg cannot be read as an image"):
             read()
@@ -426,13 +429,13 @@ def test_images_of_a_pixel_or_two_are_black_where_their_crop_is_empty(size):
 @pytest.mark.parametrize("loader", ["fast", "reference"])
 def test_batches_finished_on_the_device_are_those_finished_in_the_loader(remode, loader):
     cfg, _ = config.parse(["--data-set", "DIGITS", "--input-size", "48", "--reprob", "0.7", "--recount", "2", "--remode", remode, "--loader", loader])
-    images = datasets.load_digits()[0]
+    images = load_digits()[0]
     plan = keys.build_plan(len(images), repeated_aug=True, group_size=256, lanes=8, data_seed=0)
     wanted = [keys.Key(2, position, position // 3, position % 3) for position in range(40)]
-    here, there = (datasets.TrainingSet(images, augment.train_transform(cfg), plan, is_finished_here=is_here).__getitems__(wanted) for is_here in (True, False))
+    here, there = (TrainingSet(images, augment.train_transform(cfg), plan, is_finished_here=is_here).__getitems__(wanted) for is_here in (True, False))
     assert there.images.dtype == torch.uint8 and there.images.is_contiguous(memory_format=torch.channels_last) and len(there.erased.boxes) > 20
-    assert torch.equal(datasets._to_device(there, torch.device("cpu")).images, here.images)
-    assert torch.equal(here.images[7], datasets.TrainingSet(images, augment.train_transform(cfg), plan)[wanted[7]][0])
+    assert torch.equal(_to_device(there, torch.device("cpu")).images, here.images)
+    assert torch.equal(here.images[7], TrainingSet(images, augment.train_transform(cfg), plan)[wanted[7]][0])
     assert torch.equal(here.pixel_hashes, there.pixel_hashes) and len(set(here.pixel_hashes.tolist())) == 40
 
 
@@ -465,7 +468,7 @@ def test_a_cpu_without_avx2_stops_the_run_and_names_the_cure(digits_folder, tmp_
 def test_batches_on_a_gpu_are_those_of_the_cpu(tmp_path):
     flags = ["--batch-size", "32", "--mix-group-size", "32", "--num_workers", "2", "--distillation-type", "hard", "--teacher-labels", str(tmp_path)]
     cfg, _ = config.parse(["--data-set", "DIGITS", "--input-size", "48", *flags])
-    images = datasets.load_digits()[0]
+    images = load_digits()[0]
     loaders = [datasets.build_train_loader(cfg, images, utils.Rank(0, 1, 0, 1, torch.device(name))) for name in ("cpu", "cuda")]
     for here, there in zip(*(loader.batches(1) for loader in loaders), strict=True):
         assert there.images.is_cuda and torch.equal(here.targets, there.targets) and torch.equal(here.pixel_hashes, there.pixel_hashes)

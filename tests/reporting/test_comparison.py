@@ -16,7 +16,7 @@ import pytest
 import compare_logs
 from reporting.logs import Run
 from tests.conftest import ROOT, run_command
-from tests.test_run_logs import lines, record
+from tests.reporting.test_logs import lines, record
 
 with (ROOT / "tests/golden/published_runs.csv").open(encoding="utf-8") as file:
     PUBLISHED = list(csv.DictReader(file))

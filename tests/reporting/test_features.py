@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+import model
 from run.errors import InputError
 from tests.conftest import run_command
 from tools import visualize

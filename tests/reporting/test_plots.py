@@ -10,7 +10,7 @@ from reporting import plots
 from reporting.logs import Run
 from reporting.plots import Model
 from run.errors import InputError
-from tests.test_run_logs import record
+from tests.reporting.test_logs import record
 
 
 def make_run(label: str, count: int, **more) -> Run:

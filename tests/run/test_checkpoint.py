@@ -85,7 +85,7 @@ class Unknown:
 def test_code_in_a_checkpoint_is_refused_and_named(tmp_path, is_zip):
     """Also for a global that is unknown rather than blocked."""
     torch.save({"model": Unknown()}, tmp_path / "unknown.pth")
-    with pytest.raises(InputError, match=r"asks for tests\.test_checkpoint\.Unknown"):
+    with pytest.raises(InputError, match=r"asks for tests\.run\.test_checkpoint\.Unknown"):
         checkpoint.read(str(tmp_path / "unknown.pth"))
     marker = pathlib.Path("/tmp/understudy_was_here")
     path = tmp_path / "hostile.pth"

@@ -1,0 +1,130 @@
+"""Loader processes, and their batches on the way to the device."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from loading import augment, pixels
+from loading.batches import PREFETCH, Batch
+from loading.keys import KeyedBatchSampler, Plan
+from run.config import Config
+from utils import Rank, log, prefetched
+
+
+def copied(images: Tensor) -> Tensor:
+    """A copy of a batch laid out (B, H, W, 3), made by this thread alone: torch would wake its others, and they would take cores
+    from the loader's processes."""
+    return torch.from_numpy(images.permute(0, 2, 3, 1).numpy().copy()).permute(0, 3, 1, 2)
+
+
+def _to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its images on `device` and finished, in memory that no loader process overwrites."""
+    images = copied(batch.images) if batch.images.is_shared() else batch.images
+    images = images.to(device, non_blocking=True)
+    if batch.erased is not None:
+        images = augment.finish(images, batch.erased._replace(fill=batch.erased.fill.to(device, non_blocking=True)))
+    return batch._replace(images=images, erased=None)
+
+
+def _ready(batches: Iterator[Batch], device: torch.device, *, num_batches: int, purpose: str) -> Iterator[Batch]:
+    """The `num_batches` batches on `device` and finished, the next one while the last is in use; says with the last of them how many
+    images Pillow had to decode."""
+    num_fallbacks = num_images = 0
+    for i, batch in enumerate(prefetched(batches, lambda batch: _to_device(batch, device), device), 1):
+        num_fallbacks, num_images = num_fallbacks + batch.num_fallbacks, num_images + len(batch.targets)
+        if i == num_batches and num_fallbacks:
+            log.info("%s: %d of %d images were no JPEGs that the fast decoder takes and were decoded by Pillow", purpose, num_fallbacks, num_images)
+        yield batch
+
+
+@dataclass(frozen=True)
+class TrainLoader:
+    """Micro-batches of any epoch, from any step on."""
+
+    loader: DataLoader
+    sampler: KeyedBatchSampler
+    plan: Plan
+    device: torch.device
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps per epoch."""
+        return self.sampler.num_steps
+
+    @property
+    def global_batch(self) -> int:
+        """Images per optimiser step, over all processes."""
+        return self.sampler.batch_size * self.sampler.accum_steps * self.sampler.world_size
+
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The micro-batches of `epoch` from optimiser step `first_step` on."""
+        self.sampler.start(epoch=epoch, step=first_step)
+        return _ready(iter(self.loader), self.device, num_batches=len(self.sampler), purpose="training")
+
+
+@dataclass(frozen=True)
+class ValLoader:
+    """Batches (images, targets) of a process's share of the validation images."""
+
+    loader: DataLoader
+    device: torch.device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        batches = _ready(iter(self.loader), self.device, num_batches=len(self.loader), purpose="evaluation")
+        return ((batch.images, batch.targets) for batch in batches)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+
+def count_workers(cfg: Config, rank: Rank) -> int:
+    """Loader processes of this process: as asked for, else one per core that it has to itself, at most 10."""
+    if cfg.num_workers is not None:
+        return cfg.num_workers
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(10, max(1, num_cores // rank.local_world_size))
+
+
+def _obey_parent_alone() -> None:
+    """Make a loader's worker ignore what asks a whole process group to stop, but for its own parent's SIGTERM.
+
+    The training process still needs its workers to reach the next checkpoint."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+def prepare_worker(worker_id: int) -> None:
+    """What a loader's process does first."""
+    _obey_parent_alone()
+    pixels.prepare_process()
+    pixels.keep_freed_memory()
+
+
+def _as_is(batch: Batch) -> Batch:
+    """What collates batches that are none to be collated."""
+    return batch
+
+
+def loader_settings(cfg: Config, rank: Rank, num_items: int) -> dict:
+    num_workers = count_workers(cfg, rank) if num_items else 0
+    workers = {"num_workers": num_workers, "persistent_workers": num_workers > 0, "worker_init_fn": prepare_worker, "collate_fn": _as_is}
+    workers["prefetch_factor"] = PREFETCH if num_workers else None
+    if num_workers and "fork" in multiprocessing.get_all_start_methods():  # spawned ones take seconds to start
+        workers["multiprocessing_context"] = "fork"
+    return {**workers, "pin_memory": cfg.pin_mem and rank.device.type == "cuda"}
