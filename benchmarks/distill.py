@@ -22,7 +22,6 @@ if __name__ == "__main__":
 import torch
 
 import engine
-import flops
 import losses
 import model
 import utils
@@ -32,6 +31,7 @@ from distillation.store import LabelStore
 from loading import augment
 from loading.batches import Batch
 from loading.keys import Plan, build_plan
+from measuring import flops
 from run import (
     config,
     network,

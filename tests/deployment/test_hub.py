@@ -7,8 +7,7 @@ import timm
 import torch
 from huggingface_hub import ModelCard
 
-import upload
-from deployment import verify, weights
+from deployment import hub, verify, weights
 from run.errors import InputError
 from tests.deployment.test_publish import run_folder  # noqa: F401  (a fixture)
 from tests.deployment.test_verify import make_trained
@@ -17,7 +16,7 @@ CHECKPOINT = "pretrain/checkpoint_best.pth"
 
 
 def test_timm_loads_the_checkpoints_logits_from_the_folder(run_folder, capsys):  # noqa: F811
-    upload.run(["--model", "recnext_m0", "--ckpt", CHECKPOINT, "--dry-run", "hub/net"])
+    hub.run(["--model", "recnext_m0", "--ckpt", CHECKPOINT, "--dry-run", "hub/net"])
     assert "bit for bit" in capsys.readouterr().out
     assert sorted(path.name for path in (run_folder / "hub").rglob("*")) == ["README.md", "config.json", "model.safetensors", "net"]
     trained = weights.load_trained("recnext_m0", CHECKPOINT)
@@ -35,12 +34,12 @@ def test_timm_loads_the_checkpoints_logits_from_the_folder(run_folder, capsys): 
 def test_other_families_survive_the_way_through_timm(name, tmp_path):
     """With a distillation head that only exists when asked for, and an image size that weights depend on."""
     trained = make_trained(name, tmp_path)
-    upload.write_folder(trained, tmp_path / "hub", upload.build_card(trained, "hf-hub:a/b", None))
+    hub.write_folder(trained, tmp_path / "hub", hub.build_card(trained, "hf-hub:a/b", None))
     assert (tmp_path / "hub" / "model.safetensors").is_file()
 
 
 def test_card_says_what_is_known_and_no_more(run_folder, digits_folder, capsys):  # noqa: F811
-    upload.run(["--ckpt", CHECKPOINT, "--dry-run", "hub/net", "--repo_id", "me/recnext_m0", "--data_path", str(digits_folder)])
+    hub.run(["--ckpt", CHECKPOINT, "--dry-run", "hub/net", "--repo_id", "me/recnext_m0", "--data_path", str(digits_folder)])
     card = ModelCard.load("hub/net/README.md")
     front = card.data.to_dict()
     assert (front["library_name"], front["pipeline_tag"], front["license"], front["model_name"]) == ("timm", "image-classification", "apache-2.0", "recnext_m0")
@@ -58,13 +57,13 @@ def test_card_of_published_weights_is_imagenets(tmp_path):
     net = weights.load_trained("recnext_a0", None).net
     torch.save({"model": net.state_dict()}, tmp_path / "recnext_a0_distill_300e.pth")
     trained = weights.load_trained("recnext_a0", str(tmp_path / "recnext_a0_distill_300e.pth"))
-    card = upload.build_card(trained, "hf-hub:a/b", {"acc1": 75.0, "acc5": 92.0, "num_images": 50000})
+    card = hub.build_card(trained, "hf-hub:a/b", {"acc1": 75.0, "acc5": 92.0, "num_images": 50000})
     front = card.data.to_dict()
     assert front["datasets"] == ["imagenet-1k"] and front["metrics"] == ["accuracy"]
     assert card.data.eval_results[0].metric_value == 75.0
     assert "**Dataset**: ImageNet-1K" in card.text and "**Model Series**: A" in card.text
     assert "| of these weights, before the upload | 50000 | 75.00 | 92.00 |" in card.text
-    unmeasured = upload.build_card(trained, "hf-hub:a/b", None)
+    unmeasured = hub.build_card(trained, "hf-hub:a/b", None)
     assert "Accuracy" not in unmeasured.text and unmeasured.data.eval_results is None
     assert "params" not in unmeasured.text and "2.8M" in unmeasured.text
 
@@ -82,7 +81,7 @@ def test_push_sends_the_folder_to_the_hub(run_folder, monkeypatch, capsys):  # n
             sent.append((repo_id, again.num_classes))
 
     monkeypatch.setattr(upload, "HfApi", StandIn)
-    upload.run(["--ckpt", CHECKPOINT, "--repo-id", "me/net", "--private"])
+    hub.run(["--ckpt", CHECKPOINT, "--repo-id", "me/net", "--private"])
     assert sent == [("me/net", True, True), ("me/net", 4)]
     assert "https://hub/me/net" in capsys.readouterr().out
     assert not [path for path in run_folder.iterdir() if path.name.startswith(".")]
@@ -94,12 +93,12 @@ def test_hub_out_of_reach_gives_one_line(run_folder, monkeypatch, capsys):  # no
             raise ConnectionError("no route to host\nmore")
 
     monkeypatch.setattr(upload, "HfApi", Unreachable)
-    assert verify.run_command(upload.run, ["--ckpt", CHECKPOINT, "--repo-id", "me/net"]) == 1
+    assert verify.run_command(hub.run, ["--ckpt", CHECKPOINT, "--repo-id", "me/net"]) == 1
     assert capsys.readouterr().err == "error: me/net was not uploaded (no route to host): log in with `hf auth login`, check the name and the network\n"
 
 
 def test_what_timm_would_load_otherwise_is_refused(run_folder, monkeypatch):  # noqa: F811
-    real = upload.save_for_hf
+    real = hub.save_for_hf
 
     def save_another(net, *args, **kwargs):
         net.stem.stem[0].conv.weight.data[0] *= 1.001
@@ -108,15 +107,15 @@ def test_what_timm_would_load_otherwise_is_refused(run_folder, monkeypatch):  # 
 
     monkeypatch.setattr(upload, "save_for_hf", save_another)
     with pytest.raises(InputError, match="timm loads other logits"):
-        upload.run(["--ckpt", CHECKPOINT, "--dry-run", "hub/net"])
+        hub.run(["--ckpt", CHECKPOINT, "--dry-run", "hub/net"])
     assert not (run_folder / "hub/net").exists()
 
 
 def test_what_cannot_be_uploaded_is_refused(run_folder, tmp_path):  # noqa: F811
     with pytest.raises(InputError, match="say where to"):
-        upload.run(["--ckpt", CHECKPOINT])
+        hub.run(["--ckpt", CHECKPOINT])
     with pytest.raises(InputError, match="is not empty: name a new folder"):
-        upload.run(["--ckpt", CHECKPOINT, "--dry-run", "pretrain"])
+        hub.run(["--ckpt", CHECKPOINT, "--dry-run", "pretrain"])
     torch.save({"model": weights.fused(weights.load_trained(None, CHECKPOINT)).state_dict()}, "fused.pth")
     with pytest.raises(InputError, match="is fused, timm loads what was trained"):
-        upload.run(["--model", "recnext_m0", "--ckpt", "fused.pth", "--dry-run", "hub/net"])
+        hub.run(["--model", "recnext_m0", "--ckpt", "fused.pth", "--dry-run", "hub/net"])

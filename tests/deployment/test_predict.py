@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from timm.data import ImageNetInfo
 
-import predict
+from deployment import predict
 from deployment.weights import load_trained
 from loading import augment
 from loading.images import open_file

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-import flops
+from measuring import flops
 from tests.conftest import run_command
 
 

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from deployment.weights import load_trained
-from measuring import timing
+from measuring import latency, timing
 from reporting import plots
 from run.errors import InputError
 from tests.conftest import run_command
-from tools import latency
 
 CPU = torch.device("cpu")
 

@@ -6,9 +6,8 @@ import json
 import pytest
 import torch
 
-import speed_gpu
 from deployment.weights import load_trained
-from measuring import timing
+from measuring import throughput, timing
 from tests.conftest import run_command
 
 FLAGS = ["--img-size=32", "--rounds=2", "--device=cpu"]
@@ -38,7 +37,7 @@ def test_published_command_runs_from_the_root():
 
 def test_several_models_share_one_table_and_a_json_file(tmp_path, capsys):
     out = tmp_path / "speed.json"
-    assert speed_gpu.main(["--model=test_resnet,test_byobnet", "--forms=eager,channels_last", "--batch-size=2", f"--out={out}", *FLAGS]) == 0
+    assert throughput.main(["--model=test_resnet,test_byobnet", "--forms=eager,channels_last", "--batch-size=2", f"--out={out}", *FLAGS]) == 0
     printed = capsys.readouterr()
     assert [cells(line)[0] for line in printed.out.splitlines()[2:]] == ["test_resnet", "test_byobnet"]
     content = json.loads(out.read_text())
@@ -58,9 +57,9 @@ def test_several_models_share_one_table_and_a_json_file(tmp_path, capsys):
 def test_a_checkpoint_s_weights_are_measured_and_named(tmp_path, capsys, tiny):
     torch.save({"model": tiny.net.state_dict(), "input_size": 48}, tmp_path / "a.pth")
     flags = ["--forms=eager", "--rounds=1", "--device=cpu", "--batch-size=1"]
-    assert speed_gpu.main(["--model=test_resnet,test_resnet", f"--resume={tmp_path / 'a.pth'}", *flags]) == 1
+    assert throughput.main(["--model=test_resnet,test_resnet", f"--resume={tmp_path / 'a.pth'}", *flags]) == 1
     assert "--resume names 1 checkpoints, --model 2 networks" in capsys.readouterr().err
-    assert speed_gpu.main(["--model=test_resnet", f"--resume={tmp_path / 'a.pth'}", f"--out={tmp_path / 'a.json'}", *flags]) == 0
+    assert throughput.main(["--model=test_resnet", f"--resume={tmp_path / 'a.pth'}", f"--out={tmp_path / 'a.json'}", *flags]) == 0
     (result,) = json.loads((tmp_path / "a.json").read_text())["results"]
     assert (result["weights"], result["input_size"]) == ("raw weights", 48)
 
@@ -70,7 +69,7 @@ def test_a_compiler_that_fails_leaves_a_gap(monkeypatch, tmp_path, capsys):
         raise RuntimeError("no C++ compiler found")
 
     monkeypatch.setattr(torch, "compile", fail)
-    assert speed_gpu.main(["--model=test_resnet", "--forms=compiled,eager", "--batch-size=1", f"--out={tmp_path / 'a.json'}", *FLAGS]) == 0
+    assert throughput.main(["--model=test_resnet", "--forms=compiled,eager", "--batch-size=1", f"--out={tmp_path / 'a.json'}", *FLAGS]) == 0
     printed = capsys.readouterr()
     row = cells(printed.out.splitlines()[2])
     assert row[3] == "-"
@@ -84,7 +83,7 @@ def test_a_compiler_that_fails_leaves_a_gap(monkeypatch, tmp_path, capsys):
 
 def test_nothing_left_to_measure_is_an_error(monkeypatch, capsys):
     monkeypatch.setattr(torch, "compile", lambda net, dynamic: 1 / 0)
-    assert speed_gpu.main(["--model=test_resnet", "--forms=compiled", "--batch-size=1", *FLAGS]) == 1
+    assert throughput.main(["--model=test_resnet", "--forms=compiled", "--batch-size=1", *FLAGS]) == 1
     assert capsys.readouterr().err.endswith("error: nothing is left to measure: the lines above say why\n")
 
 
@@ -99,7 +98,7 @@ def test_nothing_left_to_measure_is_an_error(monkeypatch, capsys):
     ],
 )
 def test_what_is_wrong_is_said_before_the_work(flags, message, capsys):
-    assert speed_gpu.main(["--model=test_resnet", *FLAGS, *flags]) == 1
+    assert throughput.main(["--model=test_resnet", *FLAGS, *flags]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert message in line
@@ -110,7 +109,7 @@ def test_what_is_wrong_is_said_before_the_work(flags, message, capsys):
 
 @pytest.mark.parametrize(("room", "cap", "expected"), [(100, 64, 64), (64, 256, 64), (63, 256, 32), (1, 256, 1), (0, 256, 1), (100, 96, 64)])
 def test_largest_batch_is_a_power_of_two_that_fits(room, cap, expected):
-    assert speed_gpu.largest_batch(lambda batch_size: batch_size <= room, cap) == expected
+    assert throughput.largest_batch(lambda batch_size: batch_size <= room, cap) == expected
 
 
 def setup_for(batch_size, report) -> timing.Setup:
@@ -120,10 +119,10 @@ def setup_for(batch_size, report) -> timing.Setup:
 
 def test_memory_or_the_cap_bounds_the_batch_on_a_processor(tiny, monkeypatch):
     said = []
-    assert speed_gpu.choose_batch(setup_for("auto", said.append), [tiny]) == speed_gpu.CPU_CAP
-    room = int(speed_gpu.image_bytes(tiny) * 20 / speed_gpu.MEMORY_SHARE)
+    assert throughput.choose_batch(setup_for("auto", said.append), [tiny]) == throughput.CPU_CAP
+    room = int(throughput.image_bytes(tiny) * 20 / throughput.MEMORY_SHARE)
     monkeypatch.setattr(speed_gpu, "free_memory", lambda: room)
-    assert speed_gpu.choose_batch(setup_for("auto", said.append), [tiny]) == 16
+    assert throughput.choose_batch(setup_for("auto", said.append), [tiny]) == 16
     assert said == [
         "batch size 64, the largest power of two within the cap of 64 on cpu",
         "batch size 16, the largest power of two within the memory for test_resnet",
@@ -133,12 +132,12 @@ def test_memory_or_the_cap_bounds_the_batch_on_a_processor(tiny, monkeypatch):
 def test_an_image_s_memory_is_counted_in_layers(tiny):
     conv = tiny.net.conv1[0]
     outputs = conv.out_channels * 16 * 16
-    assert speed_gpu.image_bytes(tiny) >= speed_gpu.LAYERS_HELD * 4 * (3 * 32 * 32 + outputs)
-    assert speed_gpu.image_bytes(load_trained("test_resnet", None, img_size=64, num_classes=7)) == 4 * speed_gpu.image_bytes(tiny)
+    assert throughput.image_bytes(tiny) >= throughput.LAYERS_HELD * 4 * (3 * 32 * 32 + outputs)
+    assert throughput.image_bytes(load_trained("test_resnet", None, img_size=64, num_classes=7)) == 4 * throughput.image_bytes(tiny)
 
 
 def test_free_memory_is_within_the_machine_s():
-    free = speed_gpu.free_memory()
+    free = throughput.free_memory()
     assert free is None or 2**20 < free < 2**50
 
 
@@ -162,24 +161,24 @@ def small_device(monkeypatch):
 def test_an_accelerator_s_batch_is_found_by_running_out_of_memory(tiny, small_device):
     small_device(12, "channels_last")
     setup = setup_for("auto", lambda text: None)
-    assert speed_gpu.largest_batch(lambda batch_size: speed_gpu.fits_accelerator(setup, tiny, batch_size), 64) == 8
+    assert throughput.largest_batch(lambda batch_size: throughput.fits_accelerator(setup, tiny, batch_size), 64) == 8
 
 
 def test_auto_goes_down_until_every_form_fits(tiny, small_device):
     small_device(10, "channels_last")
     said = []
-    cases = speed_gpu.build_cases(setup_for("auto", said.append), [tiny])
+    cases = throughput.build_cases(setup_for("auto", said.append), [tiny])
     assert [(case.form, case.batch_size, case.remark) for case in cases] == [("eager", 8, None), ("channels_last", 8, None)]
     assert "batch size 8, for a larger one does not fit in every form" in said
 
 
 def test_a_given_batch_that_does_not_fit_leaves_a_gap(tiny, small_device):
     small_device(10, "channels_last")
-    cases = speed_gpu.build_cases(setup_for(16, lambda text: None), [tiny])
+    cases = throughput.build_cases(setup_for(16, lambda text: None), [tiny])
     assert [(case.form, case.call is not None) for case in cases] == [("eager", True), ("channels_last", False)]
 
 
 @pytest.mark.gpu
 def test_on_a_gpu(capsys):
-    assert speed_gpu.main(["--model=recnext_m0", "--forms=eager,channels_last", "--device=cuda", "--rounds=2", "--batch-size=32", "--amp=bf16"]) == 0
+    assert throughput.main(["--model=recnext_m0", "--forms=eager,channels_last", "--device=cuda", "--rounds=2", "--batch-size=32", "--amp=bf16"]) == 0
     assert "-" not in cells(capsys.readouterr().out.splitlines()[2])

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-import compare_logs
+from reporting import comparison
 from reporting.logs import Run
 from tests.conftest import ROOT, run_command
 from tests.reporting.test_logs import lines, record
@@ -28,7 +28,7 @@ def command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def command(*args: str) -> tuple[int, str, str]:
-        status = compare_logs.main(list(args))
+        status = comparison.main(list(args))
         return status, *capsys.readouterr()
 
     return command
@@ -178,7 +178,7 @@ def run_of(accuracies: list[float], lrs: list[float] | None = None, **more) -> R
 
 
 def test_ahead_is_measured_at_the_last_common_epoch():
-    row = compare_logs.compare(run_of([10.0, 30.0, 50.0]), run_of([12.0, 25.0, 44.0, 60.0, 70.0]))
+    row = comparison.compare(run_of([10.0, 30.0, 50.0]), run_of([12.0, 25.0, 44.0, 60.0, 70.0]))
     assert (row["common_epoch"], row["common_acc1"], row["reference_acc1"], row["ahead_acc1"]) == (2, 50.0, 44.0, 6.0)
     assert row["ahead_mean_acc1"] == pytest.approx((10 + 30 + 50 - 12 - 25 - 44) / 3)
     assert row["expected_epoch"] == 4
@@ -186,23 +186,23 @@ def test_ahead_is_measured_at_the_last_common_epoch():
 
 def test_expected_best_shrinks_the_error_as_the_reference_did():
     """The reference's error fell from 50 to 30 percent, so 40 become 24; a best already reached is the least to expect."""
-    assert compare_logs.expected_best(60.0, 50.0, 70.0) == pytest.approx(76.0)
-    assert compare_logs.expected_best(60.0, 100.0, 100.0) == 60.0
-    row = compare_logs.compare(run_of([0.0] * 9 + [60.0] * 5), run_of([0.0] * 9 + [50.0] * 5 + [70.0, 65.0]))
+    assert comparison.expected_best(60.0, 50.0, 70.0) == pytest.approx(76.0)
+    assert comparison.expected_best(60.0, 100.0, 100.0) == 60.0
+    row = comparison.compare(run_of([0.0] * 9 + [60.0] * 5), run_of([0.0] * 9 + [50.0] * 5 + [70.0, 65.0]))
     assert row["expected_best_acc1"] == pytest.approx(76.0)
-    row = compare_logs.compare(run_of([90.0] + [60.0] * 6), run_of([50.0] * 7 + [70.0]))
+    row = comparison.compare(run_of([90.0] + [60.0] * 6), run_of([50.0] * 7 + [70.0]))
     assert row["expected_best_acc1"] == 90.0
 
 
 def test_a_finished_run_has_nothing_left_to_expect():
-    row = compare_logs.compare(run_of([1.0, 2.0]), run_of([1.0, 2.0]))
+    row = comparison.compare(run_of([1.0, 2.0]), run_of([1.0, 2.0]))
     assert (row["expected_best_acc1"], row["expected_epoch"], row["hours_left"]) == (None, None, None)
 
 
 def test_hours_left_count_training_and_evaluation():
     run = run_of([1.0, 2.0], epoch_s=3000.0, eval_s=600.0)
-    assert compare_logs.compare(run, run_of([1.0] * 12))["hours_left"] == pytest.approx(10.0)
-    assert compare_logs.compare(run_of([1.0]), run_of([1.0] * 12))["hours_left"] is None
+    assert comparison.compare(run, run_of([1.0] * 12))["hours_left"] == pytest.approx(10.0)
+    assert comparison.compare(run_of([1.0]), run_of([1.0] * 12))["hours_left"] is None
 
 
 @pytest.mark.parametrize(
@@ -215,14 +215,14 @@ def test_hours_left_count_training_and_evaluation():
     ],
 )
 def test_learning_rates_are_compared(lrs, factor, low, high, words):
-    row = compare_logs.compare_lr(run_of([1.0] * 3, lrs), run_of([1.0] * 4, [0.001, 0.004, 0.002, 0.0]))
+    row = comparison.compare_lr(run_of([1.0] * 3, lrs), run_of([1.0] * 4, [0.001, 0.004, 0.002, 0.0]))
     assert [row[key] for key in ("lr_factor", "lr_factor_min", "lr_factor_max")] == pytest.approx([factor, low, high])
     assert row["lr_relation"] == words
 
 
 def test_without_common_epochs_or_learning_rates_nothing_is_claimed():
     late = Run(ROOT / "x.txt", [{"epoch": 7, "test_acc1": 1.0}])
-    assert set(compare_logs.compare(late, run_of([1.0])).values()) == {None}
+    assert set(comparison.compare(late, run_of([1.0])).values()) == {None}
 
 
 def test_against_prints_a_second_table_and_how_it_was_worked_out(command, tmp_path):
@@ -242,13 +242,13 @@ def test_expectation_misses_by_what_it_says(column, median, ninth_tenth):
         for other in PUBLISHED:
             if run is not other and ("without" in run["run"]) == ("without" in other["run"]):
                 here, there, end, best = float(run[column]), float(other[column]), float(other["best_acc1"]), float(run["best_acc1"])
-                misses.append(abs(compare_logs.expected_best(here, there, end) - best))
+                misses.append(abs(comparison.expected_best(here, there, end) - best))
                 misses_by_gain.append(abs(here + end - there - best))
     assert round(statistics.median(misses), 1) == median
     assert round(statistics.quantiles(misses, n=10)[-1], 1) == ninth_tenth
     assert statistics.median(misses_by_gain) > 1.3 * statistics.median(misses)
-    assert f"{median} points (median; nine in ten below 1.4)" in compare_logs.EXPECTATION
-    assert "by 0.5 (1.2) after 200" in compare_logs.EXPECTATION
+    assert f"{median} points (median; nine in ten below 1.4)" in comparison.EXPECTATION
+    assert "by 0.5 (1.2) after 200" in comparison.EXPECTATION
 
 
 # --- as a user runs it
@@ -286,10 +286,10 @@ def test_a_closed_pipe_is_no_error(tmp_path):
 
 
 def test_sparkline():
-    assert compare_logs.sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
-    assert compare_logs.sparkline([5.0]) == "▁"
-    assert compare_logs.sparkline([]) == ""
-    assert len(compare_logs.sparkline(list(range(1000)))) == 40
+    assert comparison.sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
+    assert comparison.sparkline([5.0]) == "▁"
+    assert comparison.sparkline([]) == ""
+    assert len(comparison.sparkline(list(range(1000)))) == 40
 
 
 def read_line(process) -> str:
@@ -333,7 +333,7 @@ def test_follow_ends_with_the_last_planned_epoch(command, tmp_path):
 def test_follow_on_a_terminal_redraws_over_what_it_drew(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     log = tmp_path / "log.txt"
-    follower = compare_logs.Follower([str(log)], reference=None, is_terminal=True)
+    follower = comparison.Follower([str(log)], reference=None, is_terminal=True)
     assert follower.step() is False
     assert capsys.readouterr().out == f"waiting for the first epoch in {log}"[:80] + "\n"
     write_log(log, [1.0, 2.0], epoch_s=3600.0)
@@ -352,5 +352,5 @@ def test_of_a_folder_the_log_written_last_is_followed(tmp_path):
         (tmp_path / name).mkdir()
         write_log(tmp_path / name / "log.txt", [1.0])
         os.utime(tmp_path / name / "log.txt", (1000, 1000 + (index if name != "other" else -1)))
-    assert compare_logs.newest_log(str(tmp_path)) == tmp_path / "new" / "log.txt"
-    assert compare_logs.newest_log(str(tmp_path / "nowhere")) is None
+    assert comparison.newest_log(str(tmp_path)) == tmp_path / "new" / "log.txt"
+    assert comparison.newest_log(str(tmp_path / "nowhere")) is None

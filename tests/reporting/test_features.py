@@ -11,9 +11,9 @@ from PIL import Image
 from torch import nn
 
 import model
+from reporting import features
 from run.errors import InputError
 from tests.conftest import run_command
-from tools import visualize
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def photo(tmp_path):
 
 
 def open_net(name: str, **settings) -> nn.Module:
-    return visualize.open_network(name, source=None, seed=0, **settings).net
+    return features.open_network(name, source=None, seed=0, **settings).net
 
 
 def noise(num_images: int, size: int) -> list[torch.Tensor]:
@@ -45,7 +45,7 @@ def save_weights(path, name: str, *, num_classes: int, **entries) -> None:
 def test_branches_of_a_chunk_conv_are_together_its_output():
     net, (image,) = open_net("repnext_m0"), noise(1, 64)
     name = "stages.1.blocks.1.token_mixer"
-    maps = visualize.branches(net, name, image)
+    maps = features.branches(net, name, image)
     outputs = []
     net.get_submodule(name).register_forward_hook(lambda module, inputs, output: outputs.append(output[0]))
     with torch.no_grad():
@@ -55,7 +55,7 @@ def test_branches_of_a_chunk_conv_are_together_its_output():
 
 
 def test_levels_of_a_recursive_convolution_are_the_calls_of_its_children():
-    maps = visualize.branches(open_net("recnext_m0"), "stages.1.blocks.0.token_mixer", noise(1, 64)[0])
+    maps = features.branches(open_net("recnext_m0"), "stages.1.blocks.0.token_mixer", noise(1, 64)[0])
     names = ["input", "down, call 1", "down, call 2", "down, call 3", "convs.0", "convs.1", "convs.2", "convs.3"]
     assert [(name, feature_map.shape[1]) for name, feature_map in maps] == list(zip(names, (8, 4, 2, 1, 1, 2, 4, 8), strict=True))
 
@@ -70,7 +70,7 @@ def test_levels_of_a_recursive_convolution_are_the_calls_of_its_children():
     ],
 )
 def test_branches_of_other_layers_are_their_children_or_their_output(name, layer, expected):
-    maps = visualize.branches(open_net(name), layer, noise(1, 160 if name == "test_vit" else 64)[0])
+    maps = features.branches(open_net(name), layer, noise(1, 160 if name == "test_vit" else 64)[0])
     assert [branch for branch, _ in maps] == expected
 
 
@@ -79,20 +79,20 @@ def test_maps_of_channels_first_channels_last_and_tokens():
     channels_last = channels_first.permute(0, 2, 3, 1)
     tokens = torch.cat((torch.randn(1, 1, 5), channels_last.flatten(1, 2)), dim=1)
     for output in (channels_first, channels_last, tokens):
-        assert torch.equal(visualize.as_map(output), channels_first)
-    assert visualize.as_map(torch.randn(1, 10)) is None
-    assert visualize.as_map((channels_first,)) is None
+        assert torch.equal(features.as_map(output), channels_first)
+    assert features.as_map(torch.randn(1, 10)) is None
+    assert features.as_map((channels_first,)) is None
 
 
 def test_channel_reductions_and_tiles():
     feature_map = torch.stack([torch.full((4, 4), value) for value in (1.0, -4.0, 2.0)])
-    assert torch.allclose(visualize.mean_activation(feature_map), torch.full((4, 4), 7 / 3))
-    assert visualize.strongest_channels(feature_map, 2) == [1, 2]
-    (row,) = visualize.tile_rows([("one", feature_map), ("two", feature_map[:2])], None, 16)
+    assert torch.allclose(features.mean_activation(feature_map), torch.full((4, 4), 7 / 3))
+    assert features.strongest_channels(feature_map, 2) == [1, 2]
+    (row,) = features.tile_rows([("one", feature_map), ("two", feature_map[:2])], None, 16)
     assert [plane.shape for _, plane in row] == [(16, 16)] * 2
-    rows = visualize.tile_rows([("one", feature_map), ("two", feature_map[:2])], 5, 16)
+    rows = features.tile_rows([("one", feature_map), ("two", feature_map[:2])], 5, 16)
     assert [[text for text, _ in row] for row in rows] == [["channel 1", "channel 1"], ["channel 2", "channel 0"], ["channel 0"]]
-    ramp = visualize.tile(torch.linspace(-3, 9, 64).view(8, 8), 8)
+    ramp = features.tile(torch.linspace(-3, 9, 64).view(8, 8), 8)
     assert ramp.min() == 0 and ramp.max() == 1
 
 
@@ -102,7 +102,7 @@ def test_channel_reductions_and_tiles():
 @pytest.mark.parametrize(("num_convs", "side"), [(1, 7), (2, 13)])
 def test_receptive_field_of_7x7_convolutions_is_exactly_their_support(num_convs, side):
     net = nn.Sequential(*(nn.Conv2d(3, 3, 7, padding=3) for _ in range(num_convs)))
-    ((field, sides),) = visualize.receptive_fields(net, [str(num_convs - 1)], noise(2, 31))
+    ((field, sides),) = features.receptive_fields(net, [str(num_convs - 1)], noise(2, 31))
     reached = torch.zeros(31, 31, dtype=torch.bool)
     reached[15 - side // 2 : 16 + side // 2, 15 - side // 2 : 16 + side // 2] = True
     assert sides == (31, 31)
@@ -111,19 +111,19 @@ def test_receptive_field_of_7x7_convolutions_is_exactly_their_support(num_convs,
 
 def test_receptive_field_of_one_convolution_is_its_kernel():
     net = nn.Sequential(nn.Conv2d(3, 2, 3, padding=1))
-    ((field, _),) = visualize.receptive_fields(net, ["0"], noise(2, 9))
+    ((field, _),) = features.receptive_fields(net, ["0"], noise(2, 9))
     assert torch.allclose(field[3:6, 3:6], net[0].weight.detach().sum(0).abs().sum(0))
 
 
 def test_area_share_counts_the_fewest_pixels():
     field = torch.zeros(10, 10)
     field[0, :4] = torch.tensor([5.0, 3.0, 1.5, 0.5])
-    assert [visualize.area_share(field, percent) for percent in (50, 80, 90, 99)] == [1, 2, 3, 4]
-    assert visualize.area_share(torch.ones(10, 10), 90) == 90
+    assert [features.area_share(field, percent) for percent in (50, 80, 90, 99)] == [1, 2, 3, 4]
+    assert features.area_share(torch.ones(10, 10), 90) == 90
 
 
 def test_plain_network_has_the_published_size_and_else_the_same_weights():
-    net, plain = open_net("recnext_m1"), open_net("recnext_m1", change=visualize.plain_7x7)
+    net, plain = open_net("recnext_m1"), open_net("recnext_m1", change=features.plain_7x7)
     assert sum(parameter.numel() for parameter in plain.parameters()) == 5_362_184
     ours, others = net.state_dict(), plain.state_dict()
     shared = ours.keys() & others.keys()
@@ -137,8 +137,8 @@ def test_recursive_convolutions_cover_more_than_plain_ones_at_equal_init():
     """Early stages: measured at 128 pixels over seeds 0 to 2, 99 % of the gradient in 62 to 70 % of the area against 8 to 9 % in stage 0,
     in 69 to 72 % against 40 to 42 % in stage 1. In later ones both reach all of such an image."""
     layers, images = ["stages.0", "stages.1"], noise(2, 128)
-    ours, plain = (visualize.receptive_fields(open_net("recnext_m0", change=change), layers, images) for change in (nn.Module.eval, visualize.plain_7x7))
-    areas = [[visualize.area_share(field, 99) for field, _ in fields] for fields in (ours, plain)]
+    ours, plain = (features.receptive_fields(open_net("recnext_m0", change=change), layers, images) for change in (nn.Module.eval, features.plain_7x7))
+    areas = [[features.area_share(field, 99) for field, _ in fields] for fields in (ours, plain)]
     assert areas[0][0] > 5 * areas[1][0]
     assert areas[0][1] > 1.4 * areas[1][1]
     assert (ours[0][0] > 0).all() and (plain[0][0] > 0).float().mean() < 0.25
@@ -150,19 +150,19 @@ def test_recursive_convolutions_cover_more_than_plain_ones_at_equal_init():
 def test_classes_input_size_and_distillation_head_are_the_checkpoints(tmp_path):
     path = tmp_path / "weights.pth"
     save_weights(path, "recnext_m0", num_classes=7, input_size=96)
-    network = visualize.open_network("recnext_m0", source=str(path), seed=0)
+    network = features.open_network("recnext_m0", source=str(path), seed=0)
     assert (network.net.num_classes, network.input_size, network.is_trained, network.weights) == (7, 96, True, "weights of weights.pth")
     stored = torch.load(path)["model"]
     assert all(torch.equal(value, stored[name]) for name, value in network.net.state_dict().items())
     torch.save(model.create_model("repvit_m0_9", num_classes=5, distillation=True).state_dict(), path)
-    assert visualize.open_network("repvit_m0_9", source=str(path), seed=0).net.num_classes == 5
+    assert features.open_network("repvit_m0_9", source=str(path), seed=0).net.num_classes == 5
 
 
 def test_the_caption_says_which_weights_are_trained():
-    trained, untrained = (visualize.Network("net", nn.Identity(), "", is_trained) for is_trained in (True, False))
-    assert visualize.training_note([untrained, untrained]).startswith("Untrained weights")
-    assert visualize.training_note([trained, untrained]).startswith("Only one of the two")
-    assert visualize.training_note([trained, trained]) == "Trained weights."
+    trained, untrained = (features.Network("net", nn.Identity(), "", is_trained) for is_trained in (True, False))
+    assert features.training_note([untrained, untrained]).startswith("Untrained weights")
+    assert features.training_note([trained, untrained]).startswith("Only one of the two")
+    assert features.training_note([trained, trained]) == "Trained weights."
 
 
 # ---- commands
@@ -198,7 +198,7 @@ def test_erf_command_draws_both_networks_and_writes_their_figures(tmp_path):
 def test_erf_of_a_trained_network_over_a_folder_of_photos(photo, tmp_path, capsys):
     weights, out = tmp_path / "weights.pth", tmp_path / "erf.png"
     save_weights(weights, "recnext_m0", num_classes=4, input_size=64)
-    code = visualize.main(["erf", "--model=recnext_m0", f"--checkpoint={weights}", "--layer", "stages.2", "--images", str(photo.parent), f"--out={out}"])
+    code = features.main(["erf", "--model=recnext_m0", f"--checkpoint={weights}", "--layer", "stages.2", "--images", str(photo.parent), f"--out={out}"])
     assert code == 0
     assert "1 photo. Trained weights." in capsys.readouterr().out
     report = json.loads(out.with_suffix(".json").read_text())
@@ -209,17 +209,17 @@ def test_photos_are_taken_evenly_from_folders(tmp_path):
     for i in range(10):
         (tmp_path / f"{i}.jpg").touch()
     (tmp_path / "notes.txt").touch()
-    assert [path.stem for path in visualize.find_photos([str(tmp_path)], 5)] == ["0", "2", "4", "6", "8"]
-    assert len(visualize.find_photos([str(tmp_path)], 50)) == 10
+    assert [path.stem for path in features.find_photos([str(tmp_path)], 5)] == ["0", "2", "4", "6", "8"]
+    assert len(features.find_photos([str(tmp_path)], 50)) == 10
 
 
 def test_list_layers_and_strongest_channels(photo, tmp_path, capsys):
-    assert visualize.main(["features", "--model=recnext_m0", "--list-layers", "--input-size=64"]) == 0
+    assert features.main(["features", "--model=recnext_m0", "--list-layers", "--input-size=64"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["stages.0.blocks.0.token_mixer", "RecConv2d", "40x16x16"] in lines
     assert ["head", "Classifier", "1000"] in lines
     out = tmp_path / "grid.png"
-    assert visualize.main(["features", str(photo), "--model=recnext_m0", "--layer=stages.1", "--channels=2", "--input-size=64", f"--out={out}"]) == 0
+    assert features.main(["features", str(photo), "--model=recnext_m0", "--layer=stages.1", "--channels=2", "--input-size=64", f"--out={out}"]) == 0
     assert out.exists()
 
 
@@ -249,7 +249,7 @@ def test_errors_say_what_to_do(args, message, photo, tmp_path, capsys):
     broken.write_text("no image")
     empty.mkdir()
     places = {"PHOTO": str(photo), "NOPHOTO": str(broken), "FOLDER": str(empty)}
-    code = visualize.main([*(places.get(arg, arg) for arg in args), f"--out={tmp_path / 'out.png'}"])
+    code = features.main([*(places.get(arg, arg) for arg in args), f"--out={tmp_path / 'out.png'}"])
     error = capsys.readouterr().err
     assert code == 1
     assert error.startswith("visualize.py: ") and error.count("\n") == 1
@@ -259,17 +259,17 @@ def test_errors_say_what_to_do(args, message, photo, tmp_path, capsys):
 @pytest.mark.parametrize(("name", "message"), [("grid.jpg", "end the name in .png"), ("nowhere/grid.png", "create it first")])
 def test_out_is_checked_first(name, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        visualize.check_out(str(tmp_path / name))
+        features.check_out(str(tmp_path / name))
 
 
 def test_a_centre_that_depends_on_nothing_is_refused():
     net = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1))
     nn.init.zeros_(net[0].weight)
     with pytest.raises(InputError, match="no finite gradient other than 0"):
-        visualize.receptive_fields(net, ["0"], noise(1, 9))
+        features.receptive_fields(net, ["0"], noise(1, 9))
 
 
 def test_missing_matplotlib_names_the_cure(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(InputError, match=r"pip install -r requirements-plots\.txt"):
-        visualize.need_matplotlib()
+        features.need_matplotlib()

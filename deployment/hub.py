@@ -19,11 +19,10 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from timm.data import ImageNetInfo
 from timm.models import save_for_hf
 
-import flops
-import fuse_eval
-from deployment import verify, weights
+from deployment import accuracy, verify, weights
 from deployment.verify import spellings
 from deployment.weights import Trained
+from measuring import flops
 from model.registration import REGISTERED
 from run.errors import InputError, first_line
 
@@ -141,7 +140,7 @@ def run(argv: list[str]) -> None:
     parser.add_argument(*spellings("repo_id"), metavar="USER/NAME", help="repository on the hub; made if need be")
     parser.add_argument(*spellings("dry_run"), metavar="FOLDER", help="write the folder here and upload nothing")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
-    fuse_eval.add_data_flags(parser)
+    accuracy.add_data_flags(parser)
     args = parser.parse_args(argv)
     if not (args.dry_run or args.repo_id):
         raise InputError("say where to: --repo-id USER/NAME uploads, --dry-run FOLDER writes the folder alone")
@@ -157,7 +156,7 @@ def run(argv: list[str]) -> None:
 
 def upload(args: argparse.Namespace, trained: Trained) -> list[str]:
     """Write the folder and put it in place or upload it; what to say of it."""
-    measured = fuse_eval.measure(args, trained, args.ckpt, use_ema=args.use_ema) if fuse_eval.has_data(args) else None
+    measured = accuracy.measure(args, trained, args.ckpt, use_ema=args.use_ema) if accuracy.has_data(args) else None
     card = build_card(trained, f"hf-hub:{args.repo_id}" if args.repo_id else f"local-dir:{args.dry_run}", measured)
     said = f"{trained.name}, {weights.describe_weights(trained)}: timm loads the checkpoint's logits from the folder, bit for bit"
     if args.dry_run:

@@ -13,8 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
-import fuse_eval
-from deployment import formats, verify
+from deployment import accuracy, formats, verify
 from deployment.verify import spellings
 from deployment.weights import Trained, distillation
 from run.errors import InputError
@@ -47,8 +46,8 @@ def publish(args: argparse.Namespace, trained: Trained, epochs: int) -> list[str
     name = f"{trained.name}_{'distill' if args.distillation else 'without_distill'}_{epochs}e"
     stem = f"{name}_fused" if args.fused else name
     folder = Path(args.output_dir)
-    is_measured = fuse_eval.has_data(args)
-    measure = (lambda path: {"accuracy": fuse_eval.measure(args, trained, str(path))}) if is_measured else (lambda path: {})
+    is_measured = accuracy.has_data(args)
+    measure = (lambda path: {"accuracy": accuracy.measure(args, trained, str(path))}) if is_measured else (lambda path: {})
     fmt, suffix = (formats.TORCHSCRIPT, ".pt") if args.fused else (formats.STATE, ".pth")
     target, beside = folder / (stem + suffix), folder / f"{stem}.safetensors"
     pictures = args.data_path if args.data_set in ("IMNET", "FLOWERS") else None
@@ -71,7 +70,7 @@ def run(argv: list[str]) -> None:
     parser.add_argument("--distillation", action="store_true", help="trained with distillation, for the name")
     parser.add_argument("--fused", action="store_true", help="the fused network, as a TorchScript program")
     parser.add_argument(*spellings("output_dir"), metavar="FOLDER", default="pretrain", help="where to write (default: pretrain)")
-    fuse_eval.add_data_flags(parser)
+    accuracy.add_data_flags(parser)
     args = parser.parse_args(argv)
     trained = verify.load_for(args)
     if args.verify:
