@@ -12,17 +12,18 @@ from pathlib import Path
 
 import torch
 
-from deployment import coreml, formats, verify
+from deployment import coreml, formats, options, verify
+from run import command
 
 
 def run(argv: list[str]) -> None:
-    parser = verify.build_parser(__doc__)
-    verify.add_verify(parser)
+    parser = options.build_parser(__doc__)
+    options.add_verify(parser)
     parser.add_argument("--float32", action="store_true", help="full precision instead of float16")
     parser.add_argument("--legacy", action="store_true", help="the old neural-network format (.mlmodel), in full precision")
     parser.add_argument("--out", metavar="FILE", help="file to write (default: pretrain/<name>_<size>.mlpackage)")
     args = parser.parse_args(argv)
-    trained = verify.load_for(args)
+    trained = options.load_for(args)
     if args.verify:
         print(formats.verdict(Path(args.verify), trained, args.data_path))
         return
@@ -33,4 +34,4 @@ def run(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(verify.run_command(run, sys.argv[1:]))
+    sys.exit(command.run_command(run, sys.argv[1:]))

@@ -11,19 +11,20 @@ from pathlib import Path
 
 import torch
 
-from deployment import formats, verify
+from deployment import formats, options, verify
+from run import command
 
 FORMATS = {"onnx": (formats.ONNX, ".onnx"), "torchscript": (formats.TORCHSCRIPT, "_fused.pt"), "torch-export": (formats.PROGRAM, "_fused.pt2")}
 
 
 def run(argv: list[str]) -> None:
-    parser = verify.build_parser(__doc__)
-    verify.add_verify(parser)
+    parser = options.build_parser(__doc__)
+    options.add_verify(parser)
     parser.add_argument("--format", choices=FORMATS, default="onnx", help="kind of file to write (default: onnx)")
     parser.add_argument("--float16", action="store_true", help="compute in float16, between float32 images and logits")
     parser.add_argument("--out", metavar="FILE", help="file to write (default: in pretrain/, named after the checkpoint or the model)")
     args = parser.parse_args(argv)
-    trained = verify.load_for(args)
+    trained = options.load_for(args)
     if args.verify:
         print(formats.verdict(Path(args.verify), trained, args.data_path))
         return
@@ -35,4 +36,4 @@ def run(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(verify.run_command(run, sys.argv[1:]))
+    sys.exit(command.run_command(run, sys.argv[1:]))

@@ -3,16 +3,10 @@
 A table of contents: each line builds one part and hands it on. What needs torch is imported once the settings are read, so that
 `--help` and misspelt flags answer at once."""
 
-import os
-import signal
 import sys
-import time
-import traceback
 
 from run import config
-from run.errors import InputError
-
-STOPPED = 85  # exit code: saved, start me again with --resume auto
+from run.command import STOPPED, run_process
 
 
 def train(cfg: config.Config, rank) -> int:
@@ -105,44 +99,5 @@ def main(argv: list[str]) -> int:
     return exit_code
 
 
-def explain(error: BaseException) -> int:
-    """Name the cause of a failed run, once for all its processes; the exit code.
-
-    The launcher ends all processes as soon as one has ended, and those would only tell that the others are gone. So all wait
-    before they speak, but for the first process where the user can put it right: that, all of them found."""
-    index = int(os.environ.get("RANK", 0))
-    if isinstance(error, KeyboardInterrupt):
-        sys.stderr.write("interrupted; a training run goes on from its last checkpoint with --resume auto\n" if index == 0 else "")
-        return 130
-    if is_distributed() and not (index == 0 and isinstance(error, InputError)):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from the launcher: no request to save any more
-        time.sleep(5)
-        from utils import StopRequest
-
-        if StopRequest.is_made:  # the launcher's signal came while this process still waited for one that is gone
-            return 1
-    if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error):
-        error = InputError("a loader process was killed from outside, often for want of memory: lower --num_workers, then --resume auto")
-    if not isinstance(error, InputError):
-        traceback.print_exception(error)
-        return 1
-    sys.stderr.write(f"error: {error}\n" if index == 0 else f"[rank {index}] error: {error}\n")
-    return 1
-
-
-def is_distributed() -> bool:
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1
-
-
-def leave(exit_code: int) -> None:
-    """End a failed process; among several at once, for tidying up would wait for processes that are gone."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(exit_code) if is_distributed() else sys.exit(exit_code)
-
-
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (Exception, KeyboardInterrupt) as failure:
-        leave(explain(failure))
+    run_process(main, sys.argv[1:])

@@ -7,8 +7,8 @@ Every setting of main.py is taken too."""
 import argparse
 import sys
 
-import main as train
-from deployment.verify import spellings
+from main import main
+from run.command import run_process, spellings
 
 NAMES = {"img_size": "input-size", "data_dir": "data-path", "checkpoint": "resume"}
 
@@ -24,7 +24,4 @@ def translate(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(train.main(translate(sys.argv[1:])))
-    except (Exception, KeyboardInterrupt) as failure:
-        train.leave(train.explain(failure))
+    run_process(lambda argv: main(translate(argv)), sys.argv[1:])

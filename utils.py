@@ -53,6 +53,14 @@ def pick_device(name: str, local_index: int = 0) -> torch.device:
     return torch.device("cuda", local_index) if name == "cuda" else device
 
 
+def open_device(name: str) -> torch.device:
+    """The device of that name, made the current one, for that is where compiled kernels run."""
+    device = pick_device(name)
+    if device.type != "cpu" and device.index is not None:
+        torch.accelerator.set_device_index(device)
+    return device
+
+
 def pick_amp(name: str, device: torch.device) -> torch.dtype | None:
     """Autocast type that `--amp` means on `device`; None for full precision."""
     if name == "auto":

@@ -31,7 +31,7 @@ from distillation.store import LabelStore
 from loading import augment
 from loading.batches import Batch
 from loading.keys import Plan, build_plan
-from measuring import flops
+from measuring import operations
 from run import (
     config,
     network,
@@ -123,8 +123,8 @@ def spread(values: list[float], digits: int) -> str:
 
 def ratio_of_macs(name: str, teacher_name: str, input_size: int) -> float:
     """(Teacher + 3 x student) / (3 x student)."""
-    student = flops.measure(name, input_size)[-1]
-    return 1 + flops.measure(teacher_name, input_size)[-1] / (3 * student)
+    student = operations.measure(name, input_size)[-1]
+    return 1 + operations.measure(teacher_name, input_size)[-1] / (3 * student)
 
 
 def compare(name: str, args: argparse.Namespace, rank: utils.Rank) -> str:

@@ -31,7 +31,6 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 import utils
-from deployment.verify import positive_int
 from loading import (
     augment,
     keys,
@@ -42,6 +41,7 @@ from loading.images import Images
 from loading.loaders import _as_is, copied, prepare_worker
 from loading.sets import open_folder
 from run import config
+from run.command import positive_int
 from run.errors import InputError
 
 BATCH = 50

@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from deployment.verify import positive_int
 from loading.images import Images, Names, open_file, read_file
+from run.command import positive_int
 
 
 def private_mib() -> float:

@@ -1,12 +1,6 @@
-"""Evaluate a fused file as `main.py --eval` evaluates a checkpoint: same settings, same data, same last line.
-
-    python fuse_eval.py --model recnext_m1 --resume pretrain/recnext_m1_distill_300e_fused.pt --data-path ~/imagenet
-
-Takes every setting of main.py. --resume is what publish.py --fused writes (a TorchScript program, which is run as it is, or the safetensors
-beside it), or any checkpoint, which is fused first."""
+"""Accuracy of a fused file, as `main.py --eval` measures a checkpoint's."""
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
@@ -14,10 +8,8 @@ from torch import nn
 
 import datasets
 import engine
-import main as train
 import utils
 from deployment import weights
-from deployment.verify import spellings
 from deployment.weights import Trained
 from run import checkpoint, config
 from run.config import Config
@@ -60,17 +52,6 @@ def prepare(cfg: Config, rank: utils.Rank) -> dict:
     return {"net": net, "loader": datasets.build_val_loader(cfg, images, rank), "parts": parts, "classes": images.classes}
 
 
-def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    """Options of a command that measures an accuracy with `measure`, besides --data-path."""
-    parser.add_argument(*spellings("data_set"), default="IMNET", choices=config.FIELDS["data_set"].metadata["choices"], help="kind of --data-path")
-    parser.add_argument(*spellings("batch_size"), type=int, default=64, metavar="N", help="images at a time in the evaluation (default: 64)")
-    parser.add_argument("--device", default="auto", metavar="X", help="where to evaluate (default: a GPU where there is one)")
-
-
-def has_data(args: argparse.Namespace) -> bool:
-    return bool(args.data_path) or args.data_set == "DIGITS"
-
-
 def measure(args: argparse.Namespace, trained: Trained, source: str, *, use_ema: bool = False) -> dict:
     """Accuracy in full precision of the file `source` on the validation images, and what it was measured on."""
     data = [f"--data-set={args.data_set}", *([f"--data-path={args.data_path}"] if args.data_path else []), *(["--use-ema"] if use_ema else [])]
@@ -78,22 +59,3 @@ def measure(args: argparse.Namespace, trained: Trained, source: str, *, use_ema:
     cfg, _ = config.parse(["--eval", f"--model={trained.name}", f"--resume={source}", f"--device={args.device}", "--amp=none", *size, *data])
     parts = prepare(cfg, utils.start_process(cfg.device, cfg.seed))
     return {**engine.evaluate(parts["net"], parts["loader"], parts["parts"]), "data_set": args.data_set, "data_path": args.data_path}
-
-
-def main(argv: list[str]) -> int:
-    cfg, notes = config.parse(["--eval", *argv])
-    rank = utils.start_process(cfg.device, cfg.seed)
-    for note in notes:
-        utils.log.info(note)
-    if not cfg.resume:
-        raise InputError("fuse_eval.py evaluates a file: add --resume FILE")
-    engine.report(**prepare(cfg, rank), report=cfg.report)
-    utils.stop_process()
-    return 0
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (Exception, KeyboardInterrupt) as failure:
-        train.leave(train.explain(failure))

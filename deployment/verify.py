@@ -2,13 +2,11 @@
 
 Also what the export commands share: their options, and how they report."""
 
-import argparse
 import contextlib
 import dataclasses
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deployment.weights import Trained, describe_weights, digest, facts, labels, load_trained, versions
+from deployment.weights import Trained, describe_weights, digest, facts, labels, versions
 from loading import augment
 from loading.sets import load_digits, open_part
 from run.errors import InputError, first_line
@@ -330,51 +328,6 @@ def _compare_weights(path: Path, opened: Opened, trained: Trained, fmt: Format) 
 
 
 # ---- what the export commands share
-
-
-def spellings(*names: str) -> list[str]:
-    """Flags of an option, each with `-` and with `_` between its words."""
-    return [f"--{text}" for name in names for text in dict.fromkeys((name.replace("_", "-"), name))]
-
-
-def positive_int(text: str) -> int:
-    """For argparse: a whole number from 1 on."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number from 1 on")
-    return int(text)
-
-
-def build_parser(text: str, *, model: tuple[str, ...] = ("model",), ckpt: tuple[str, ...] = ("ckpt",)) -> argparse.ArgumentParser:
-    """Parser of the options all export commands have; `model` and `ckpt` are the names of the first two."""
-    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument(*spellings(*model), dest="model", metavar="NAME", help="architecture (default: what the checkpoint says)")
-    parser.add_argument(*spellings(*ckpt), dest="ckpt", metavar="FILE", required=True, help="checkpoint: file, URL or hf-hub:name")
-    parser.add_argument(*spellings("use_ema"), action="store_true", help="the checkpoint's EMA weights instead of the raw ones")
-    parser.add_argument(*spellings("input_size"), type=positive_int, metavar="N", help="side of the square image (default: the checkpoint's, else the model's)")
-    parser.add_argument(*spellings("data_path"), metavar="FOLDER", help="real images to verify with (default: scikit-learn's digits)")
-    return parser
-
-
-def add_verify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--verify", metavar="FILE", help="write nothing; check that FILE computes what the checkpoint does, and refuse it if not")
-
-
-def load_for(args: argparse.Namespace) -> Trained:
-    """The network that the options of `build_parser` name; with --verify its sidecar may say which."""
-    name = args.model
-    if name is None and getattr(args, "verify", None):
-        name = read_sidecar(Path(args.verify)).get("model")
-    return load_trained(name, args.ckpt, use_ema=args.use_ema, img_size=args.input_size)
-
-
-def run_command(command: Callable[[list[str]], None], argv: list[str]) -> int:
-    """Exit status of a command: 0, or 1 with one line on standard error where the input is at fault."""
-    try:
-        command(argv)
-    except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    return 0
 
 
 def default_target(trained: Trained, suffix: str) -> Path:

@@ -1,19 +1,8 @@
-"""Store a teacher's labels without training a student.
-
-    python tools/make_teacher_labels.py --config recipes/recnext_300e.yaml --data-path ~/imagenet --teacher-labels labels --epochs 0:300
-    torchrun --nproc_per_node=8 tools/make_teacher_labels.py ...        the same, each process with its share of every epoch's mix groups
-
-Takes main.py's settings, of which those of the student do not matter; --epochs A:B are the epochs from A on, before B. Writes what a run with
---teacher-labels-mode auto would, and goes on where it was stopped: what is stored is left alone. Several of these may fill one folder.
-Ends with code 0 when all is stored, 85 when told to stop before: start it again."""
+"""A teacher's labels, stored without training a student."""
 
 import dataclasses
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
-
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
 import torch
@@ -21,7 +10,6 @@ from torch.utils.data import DataLoader
 
 import datasets
 import engine
-import main as training
 import utils
 from distillation import labelling
 from loading import augment
@@ -29,36 +17,9 @@ from loading.images import Images
 from loading.keys import Key, KeyedBatchSampler, Plan
 from loading.loaders import TrainLoader
 from run import config
-from run.errors import InputError
+from run.command import STOPPED
 
 REPORT_EVERY_S = 10.0
-
-
-def split_epochs(argv: list[str]) -> tuple[list[str], str | None]:
-    """The arguments without --epochs, and its value."""
-    rest, value = [], None
-    arguments = iter(argv)
-    for argument in arguments:
-        name, separator, given = argument.partition("=")
-        if name == "--epochs":
-            value = given if separator else next(arguments, "")
-        else:
-            rest.append(argument)
-    return rest, value
-
-
-def parse(argv: list[str]) -> tuple[config.Config, range, list[str]]:
-    """Settings under which the labels are made, the epochs to make, and notes for the user. InputError where they make no sense."""
-    rest, text = split_epochs(argv)
-    cfg, notes = config.parse([*rest, "--teacher-labels-mode", "auto"])
-    first, separator, stop = (f"0:{cfg.epochs}" if text is None else text).partition(":")
-    if not (separator and first.isdecimal() and stop.isdecimal() and int(first) < int(stop)):
-        raise InputError(f"--epochs '{text}': write the first epoch, a colon, and the one to stop before, such as 0:300")
-    if not cfg.teacher_labels:
-        raise InputError("--teacher-labels is missing: name the folder to store labels in")
-    if cfg.distillation == "none":
-        raise InputError("this recipe does not distil: add --distillation-type hard, or soft with --teacher-topk")
-    return cfg, range(int(first), int(stop)), notes
 
 
 class GroupSampler(KeyedBatchSampler):
@@ -153,26 +114,6 @@ def make(cfg: config.Config, epochs: range, rank: utils.Rank) -> int:
         make_epoch(labels, loader, epoch, mix=mix, stop=stop, progress=progress)
         if utils.any_process([stop.is_made], rank)[0]:
             utils.log.warning("told to stop: stored what was made by epoch %d; start again to go on", epoch)
-            return training.STOPPED
+            return STOPPED
         utils.log.info("epoch %d stored", epoch)
     return 0
-
-
-def main(argv: list[str]) -> int:
-    if {"-h", "--help"} & set(argv):
-        print(__doc__)
-        return 0
-    cfg, epochs, notes = parse(argv)
-    rank = utils.start_process(cfg.device, cfg.seed)
-    for note in notes:
-        utils.log.info(note)
-    exit_code = make(cfg, epochs, rank)
-    utils.stop_process()
-    return exit_code
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (Exception, KeyboardInterrupt) as failure:
-        training.leave(training.explain(failure))

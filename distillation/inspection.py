@@ -1,15 +1,6 @@
-"""What a folder of teacher labels holds, and whether it is whole.
+"""What a folder of teacher labels holds, and whether it is whole."""
 
-    python tools/inspect_teacher_labels.py labels
-
-One line per epoch: how many positions have a label, whether the files' checksums are right, and how many labels are the class of the image or
-of the one it is mixed with. Ends with code 1 if anything is damaged; that some labels are missing is no damage."""
-
-import argparse
-import sys
 from pathlib import Path
-
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distillation.store import LabelStore
 from run import config
@@ -65,18 +56,3 @@ def inspect(folder: Path) -> bool:
         is_sound &= is_epoch_sound
     print(f"{len(epochs)} epochs, {store.num_bytes / 1e6:.2f} MB each when complete" + ("" if is_sound else "; something is DAMAGED"))
     return is_sound
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder given as --teacher-labels")
-    args = parser.parse_args(argv)
-    try:
-        return 0 if inspect(args.folder.expanduser()) else 1
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,26 +1,15 @@
-"""Throughput of fused networks, images per second, on any device.
+"""Throughput of fused networks: the batch size that fits, and what is timed."""
 
-    python speed_gpu.py --model recnext_m1
-    python speed_gpu.py --model recnext_m1,recnext_a1,lsnet_t --batch-size 256 --amp bf16 --out speed.json
-    python speed_gpu.py --model recnext_m1 --resume pretrain/recnext_m1_distill_300e.pth --device cpu --threads 1
-
-All models and forms (eager, channels-last, compiled) are measured in turns, round after round, in one table: median over rounds, and the
-lowest and highest round. The table is Markdown, on standard output; what is left out, and why, on standard error. Exit status 1 where
-nothing could be measured.
-"""
-
-import argparse
 import functools
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from deployment.verify import positive_int, run_command, spellings
 from deployment.weights import Trained, fused
-from measuring import timing
+from measuring import forms, timing
 from measuring.timing import Case, Setup
+from run.command import positive_int
 
 CPU_CAP = 64  # images; a processor's throughput no longer grows there, and batches beyond take many seconds
 ACCELERATOR_CAP = 2**16
@@ -54,7 +43,7 @@ def image_bytes(trained: Trained) -> int:
     net = fused(trained)
     for module in [module for module in net.modules() if not any(module.children())]:
         module.register_forward_hook(note)
-    timing.forward(net, timing.Images(1, torch.device("cpu")).get(trained.input_size), None)
+    forms.forward(net, forms.Images(1, torch.device("cpu")).get(trained.input_size), None)
     return LAYERS_HELD * largest
 
 
@@ -66,9 +55,9 @@ def fits_memory(trained: Trained) -> Callable[[int], bool]:
 
 def fits_accelerator(setup: Setup, trained: Trained, batch_size: int) -> bool:
     """Whether a batch runs in both layouts: found out by running it."""
-    builders = timing.torch_builders(setup.args.amp)
+    builders = forms.torch_builders(setup.args.amp)
     try:
-        net, images = fused(trained).to(setup.device), timing.Images(batch_size, setup.device)
+        net, images = fused(trained).to(setup.device), forms.Images(batch_size, setup.device)
         for form in ("eager", "channels_last"):
             builders[form](trained, net, images)()
             timing.synchroniser(setup.device)()
@@ -103,7 +92,7 @@ def build_cases(setup: Setup, subjects: list[Trained]) -> list[Case]:
     is_auto = setup.args.batch_size == "auto"
     batch_size = choose_batch(setup, subjects) if is_auto else setup.args.batch_size
     while True:
-        cases = timing.build_cases(setup, subjects, timing.torch_builders(setup.args.amp), batch_size)
+        cases = timing.build_cases(setup, subjects, forms.torch_builders(setup.args.amp), batch_size)
         if not (is_auto and batch_size > 1 and any(case.is_out_of_memory for case in cases)):
             return cases
         del cases  # room for the next
@@ -113,29 +102,3 @@ def build_cases(setup: Setup, subjects: list[Trained]) -> list[Case]:
 
 def batch_size_or_auto(text: str) -> int | str:
     return text if text == "auto" else positive_int(text)
-
-
-def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    timing.add_arguments(parser, forms=timing.FORMS, default_forms=timing.FORMS, num_rounds=10, threads=None)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [%(default)s]")
-    parser.add_argument("--amp", default="none", choices=("none", "bf16", "fp16"), help="autocast type [%(default)s]")
-    batch_help = "images, or auto: the largest power of two that fits [%(default)s]"
-    parser.add_argument(*spellings("batch_size"), type=batch_size_or_auto, default="auto", help=batch_help)
-    return parser.parse_args(argv)
-
-
-def run(argv: list[str]) -> None:
-    args = parse(argv)
-    setup = timing.start(args, forms=timing.FORMS, report=lambda text: print(text, file=sys.stderr, flush=True))
-    cases = build_cases(setup, timing.load(args))
-    print(timing.finish(setup, cases, is_latency=False))
-
-
-def main(argv: list[str]) -> int:
-    """Exit status: 0, or 1 with one message where the input is at fault or nothing could be measured."""
-    return run_command(run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -4,7 +4,6 @@ Every round visits every model in every form, so that a machine that warms up or
 the rounds' medians, its spread the smallest and the largest of them: what another run may find, not how well this run knows its own mean."""
 
 import argparse
-import copy
 import functools
 import gc
 import json
@@ -20,19 +19,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from deployment.verify import positive_int, spellings
 from deployment.weights import Trained, describe_weights, fused, load_trained
 from deployment.weights import versions as package_versions
+from measuring.forms import Builder, Call, Images, forward
 from reporting import plots
+from run.command import positive_int, spellings
 from run.errors import InputError, first_line
-from utils import checkout, pick_amp, pick_device
+from utils import checkout, open_device
 
-Call = Callable[[], Tensor]
 Report = Callable[[str], None]
 
-FORMS = ("eager", "channels_last", "compiled")
 MIN_CALLS = 5  # per round of a single call's duration, so that its median forgives a stray one
 NUM_WARM_UP = 3
 SLICE_S = 0.2  # what a case is given in a round: long against a scheduler's tick, short against a machine's drift
@@ -53,9 +51,6 @@ class Case:
     remark: str | None = None
     is_out_of_memory: bool = False
     rounds_s: list[float] = field(default_factory=list)
-
-
-Builder = Callable[[Trained, nn.Module, "Images"], Call]  # the trained network, its fused form on the device, images -> what is timed
 
 
 @dataclass(frozen=True)
@@ -83,14 +78,6 @@ def add_arguments(parser: argparse.ArgumentParser, *, forms: tuple[str, ...], de
     parser.add_argument(*spellings("prepare_limit"), type=positive_int, default=600, metavar="S", help="a form not ready by then is left out, [600] s")
     parser.add_argument("--accuracy", nargs=2, metavar=("TABLE", "COLUMN"), help="add that column of a CSV or Markdown table, joined by the model's name")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write figures of every round, machine and versions")
-
-
-def open_device(name: str) -> torch.device:
-    """The device of that name, made the current one, for that is where compiled kernels run."""
-    device = pick_device(name)
-    if device.type != "cpu" and device.index is not None:
-        torch.accelerator.set_device_index(device)
-    return device
 
 
 @dataclass(frozen=True)
@@ -143,44 +130,6 @@ def read_accuracies(table: str, column: str) -> dict[str, float]:
 
 
 # --- what is timed ---------------------------------------------------------------------------------------------------------------------
-
-
-class Images:
-    """Random images on a device, the same numbers in every run; one batch of each size and layout, for all models together."""
-
-    def __init__(self, batch_size: int, device: torch.device):
-        self.batch_size = batch_size
-        self.device = device
-        self._made: dict[tuple, Tensor] = {}
-
-    def get(self, input_size: int, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
-        """(batch_size, 3, input_size, input_size), standard normal."""
-        key = (input_size, memory_format)
-        if key not in self._made:
-            generator = torch.Generator(self.device).manual_seed(0)
-            images = torch.randn(self.batch_size, 3, input_size, input_size, generator=generator, device=self.device)
-            self._made[key] = images.contiguous(memory_format=memory_format)
-        return self._made[key]
-
-
-def forward(net: nn.Module, images: Tensor, amp_dtype: torch.dtype | None) -> Tensor:
-    """Logits, without what training would need."""
-    with torch.inference_mode(), torch.autocast(images.device.type, amp_dtype, enabled=amp_dtype is not None):
-        return net(images)
-
-
-def build_form(trained: Trained, net: nn.Module, images: Images, *, form: str, amp: str) -> Call:
-    """One inference of `net`, the fused form of `trained`, in the torch form `form`, ready to be repeated; `net` itself stays as it is."""
-    memory_format = torch.channels_last if form == "channels_last" else torch.contiguous_format
-    if form == "channels_last":
-        net = copy.deepcopy(net).to(memory_format=memory_format)
-    elif form == "compiled":
-        net = torch.compile(net, dynamic=False)
-    return functools.partial(forward, net, images.get(trained.input_size, memory_format), pick_amp(amp, images.device))
-
-
-def torch_builders(amp: str) -> dict[str, Builder]:
-    return {form: functools.partial(build_form, form=form, amp=amp) for form in FORMS}
 
 
 class _NotReady(BaseException):

@@ -105,9 +105,9 @@ def test_published_launcher_works_with_and_without_use_env(digits_folder, tmp_pa
 def test_a_failing_process_ends_the_run_with_its_cause_named_once(digits_folder, tmp_path):
     done = launch(2, "main.py", *SHORT_RUN, "--batch-size=8", "--distillation-type=none", f"--data-path={tmp_path / 'nowhere'}")
     assert done.returncode != 0 and done.stderr.count("error: --data-path") == 1
-    code = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport engine, main\nreal = engine.train_step\n"
+    code = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport engine, main\nfrom run import command\nreal = engine.train_step\n"
     code += "def fail(parts, *args, **kwargs):\n    if parts.rank.index == 1: raise ZeroDivisionError('as planned')\n    return real(parts, *args, **kwargs)\n"
-    code += "engine.train_step = fail\ntry:\n    sys.exit(main.main(sys.argv[1:]))\nexcept Exception as error:\n    main.leave(main.explain(error))\n"
+    code += "engine.train_step = fail\ntry:\n    sys.exit(main.main(sys.argv[1:]))\nexcept Exception as error:\n    command.leave(command.explain(error))\n"
     (tmp_path / "fail.py").write_text(code)
     done = launch(
         2,

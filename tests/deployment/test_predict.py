@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from timm.data import ImageNetInfo
 
-from deployment import predict
+import predict
+from deployment import prediction
 from deployment.weights import load_trained
 from loading import augment
 from loading.images import open_file
@@ -108,7 +109,7 @@ def test_the_checkpoint_s_size_crop_and_normalisation_count(trained_file, digits
     image = open_file(str(next(digits.rglob("*.jpg"))))
     mean, std = (0.5, 0.4, 0.3), (0.5, 0.25, 0.2)
     trained = load_trained(None, str(changed(trained_file, tmp_path / "a.pth", mean=mean, std=std, input_size=48, crop_pct=0.75)))
-    seen = predict.eval_transform(trained)(image)
+    seen = prediction.eval_transform(trained)(image)
     pixels = augment.eval_transform(48, 0.75)(image) * torch.tensor(augment.STD).view(3, 1, 1) + torch.tensor(augment.MEAN).view(3, 1, 1)
     torch.testing.assert_close(seen, (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1), rtol=1e-5, atol=1e-5)
 
@@ -146,9 +147,9 @@ def test_a_network_of_1000_unnamed_classes_is_imagenet_s(trained_file, digits, t
 
 def test_folders_of_imagenet_get_their_words_and_other_unnamed_classes_numbers(trained_file, tmp_path):
     named = load_trained(None, str(changed(trained_file, tmp_path / "a.pth", class_names=ImageNetInfo().label_names()[:10])))
-    assert predict.name_classes(named)[0] == ("n01440764", "tench, Tinca tinca")
+    assert prediction.name_classes(named)[0] == ("n01440764", "tench, Tinca tinca")
     unnamed = load_trained(None, str(changed(trained_file, tmp_path / "b.pth", class_names=None)))
-    assert predict.name_classes(unnamed)[3] == ("3", "3")
+    assert prediction.name_classes(unnamed)[3] == ("3", "3")
 
 
 def test_names_that_do_not_fit_the_network_are_refused(trained_file, digits, tmp_path, capsys):
@@ -202,7 +203,7 @@ def test_folders_are_searched_sorted_and_each_file_once(tmp_path):
     (tmp_path / "a" / "back").symlink_to(tmp_path)
     (tmp_path / "linked").symlink_to(tmp_path / "b")
     named = str(tmp_path / "b" / "2.jpg")
-    found = [str(Path(path).relative_to(tmp_path)) for path in predict.find_images([named, str(tmp_path), str(tmp_path / "a" / "notes.txt")])]
+    found = [str(Path(path).relative_to(tmp_path)) for path in prediction.find_images([named, str(tmp_path), str(tmp_path / "a" / "notes.txt")])]
     assert found == ["b/2.jpg", "z.jpeg", "b/10.PNG", "a/notes.txt"]
 
 

@@ -18,6 +18,7 @@ import export_coreml
 import export_onnx
 import model
 from deployment import coreml, formats, verify, weights
+from run import command
 from run.errors import InputError
 from tests.nets import build, randomise
 
@@ -459,14 +460,14 @@ def test_commands_write_and_verify(trained, written, tmp_path, monkeypatch, caps
     named.write_bytes(Path(trained.source).read_bytes())
     export_onnx.run([f"--ckpt={named}", "--format=torchscript"])
     assert "pretrain/recnext_m0_distill_1e_fused.pt: TorchScript" in capsys.readouterr().out
-    assert verify.run_command(export_onnx.run, ["--ckpt", str(named), "--verify", "pretrain/recnext_m0_distill_1e_fused.pt"]) == 0
+    assert command.run_command(export_onnx.run, ["--ckpt", str(named), "--verify", "pretrain/recnext_m0_distill_1e_fused.pt"]) == 0
     assert "computes what the checkpoint does" in capsys.readouterr().out
     other = make_trained("recnext_m0", tmp_path, seed=1)
-    assert verify.run_command(export_coreml.run, ["--ckpt", other.source, "--verify", str(written["coreml"][0])]) == 1
+    assert command.run_command(export_coreml.run, ["--ckpt", other.source, "--verify", str(written["coreml"][0])]) == 1
     assert "coreml.mlpackage is refused: it differs from the network by" in capsys.readouterr().err
     assert verify.default_target(trained, "_64.mlpackage") == Path("pretrain/recnext_m0_0_64.mlpackage")
     assert verify.default_target(dataclasses.replace(trained, source="x/checkpoint_best.pth"), ".onnx") == Path("pretrain/recnext_m0.onnx")
-    assert verify.run_command(export_onnx.run, ["--ckpt", str(named), "--verify", "nothing.onnx"]) == 1
+    assert command.run_command(export_onnx.run, ["--ckpt", str(named), "--verify", "nothing.onnx"]) == 1
     assert capsys.readouterr().err == "error: nothing.onnx: there is no such file\n"
 
 

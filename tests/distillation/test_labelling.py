@@ -19,17 +19,18 @@ import main
 import model
 import utils
 from benchmarks import distill
-from distillation import generate, inspection, labelling, teacher
+from distillation import generate, labelling, teacher
 from distillation.store import MISSING, Fresh, LabelStore, Merged, Page
 from loading import augment, keys
 from loading.images import open_file
 from loading.sets import load_digits, open_folder, open_tar
-from run import config
+from run import command, config
 from run.errors import InputError
 from tests.conftest import ROOT, SHORT_RUN, read_log, run_command
 from tests.nets import randomise
 from tests.test_main import steady
 from tests.test_resume import assert_same_run, start, wait_for
+from tools import inspect_teacher_labels, make_teacher_labels
 
 CPU = utils.Rank(0, 1, 0, 1, torch.device("cpu"))
 NAME = "resnet10t"
@@ -69,7 +70,7 @@ def stored(digits_folder, weights, tmp_path_factory):
     """Labels of two epochs, made without a student; not to be changed."""
     folder = tmp_path_factory.mktemp("labels") / "labels"
     argv = flags(digits_folder, weights, "--epochs=0:2", f"--teacher-labels={folder}", "--num_workers=2", "--batch-size=48")
-    assert generate.main(argv) == 0
+    assert make_teacher_labels.main(argv) == 0
     return folder
 
 
@@ -188,7 +189,7 @@ def test_killed_while_writing_and_resumed(online, stored, digits_folder, weights
 def test_told_to_stop_stores_the_part_and_goes_on_from_it(online, stored, train, tmp_path, monkeypatch):
     calls = iter([False] * 3 + [True] * 10)
     monkeypatch.setattr(utils, "StopRequest", lambda: type("Stop", (), {"is_made": property(lambda self: next(calls))})())
-    train(f"--teacher-labels={tmp_path / 'new'}", code=main.STOPPED)
+    train(f"--teacher-labels={tmp_path / 'new'}", code=command.STOPPED)
     status = json.loads((tmp_path / "new" / "epoch_00000.json").read_text())
     assert status["num_filled"] == 64
     monkeypatch.setattr(utils, "StopRequest", lambda: type("Stop", (), {"is_made": False})())
@@ -228,32 +229,32 @@ def test_generator_goes_on_where_it_was_stopped_and_leaves_the_rest_alone(stored
     argv = flags(digits_folder, weights, f"--teacher-labels={labels}")
     calls = iter([False, False, True, True])
     monkeypatch.setattr(utils, "StopRequest", lambda: type("Stop", (), {"is_made": property(lambda self: next(calls))})())
-    assert generate.main([*argv, "--epochs", "1:2"]) == main.STOPPED
+    assert make_teacher_labels.main([*argv, "--epochs", "1:2"]) == command.STOPPED
     assert "told to stop: stored what was made by epoch 1" in capsys.readouterr().out
     assert json.loads((labels / "epoch_00001.json").read_text())["num_filled"] == 48
     asked, real = [], teacher.Teacher.logits
     monkeypatch.setattr(teacher.Teacher, "logits", lambda self, images: asked.append(len(images)) or real(self, images))
     monkeypatch.setattr(utils, "StopRequest", lambda: type("Stop", (), {"is_made": False})())
-    monkeypatch.setattr(make_teacher_labels, "REPORT_EVERY_S", 0.0)
-    assert generate.main([*argv, "--epochs", "0:2"]) == 0
+    monkeypatch.setattr(generate, "REPORT_EVERY_S", 0.0)
+    assert make_teacher_labels.main([*argv, "--epochs", "0:2"]) == 0
     assert asked == [16] * 9
     assert "144 of 144 labels" in capsys.readouterr().out
     assert epoch_files(labels) == epoch_files(stored)
     monkeypatch.setattr(teacher, "_create", None)
-    assert generate.main([*argv, "--epochs=0:2"]) == 0 and "the teacher is not built" in capsys.readouterr().out
+    assert make_teacher_labels.main([*argv, "--epochs=0:2"]) == 0 and "the teacher is not built" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["3", "a:b", "2:2", "3:1", "1:", "-1:2"])
 def test_generator_refuses_epochs_that_make_no_sense(text):
     with pytest.raises(InputError, match="write the first epoch, a colon"):
-        generate.parse(["--data-set=DIGITS", "--teacher-labels=x", f"--epochs={text}"])
+        make_teacher_labels.parse(["--data-set=DIGITS", "--teacher-labels=x", f"--epochs={text}"])
 
 
 def test_generator_needs_a_folder_and_a_recipe_that_distils():
     with pytest.raises(InputError, match="--teacher-labels is missing"):
-        generate.parse(["--data-set=DIGITS"])
+        make_teacher_labels.parse(["--data-set=DIGITS"])
     with pytest.raises(InputError, match="add --distillation-type hard"):
-        generate.parse(["--data-set=DIGITS", "--teacher-labels=x", "--distillation-type=none"])
+        make_teacher_labels.parse(["--data-set=DIGITS", "--teacher-labels=x", "--distillation-type=none"])
 
 
 # ---- modes
@@ -625,7 +626,7 @@ def test_a_flipped_byte_is_caught_and_the_file_named(labels, train, extension):
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"epoch_00000\.\w+ is damaged .*delete epoch_00000\.\*"):
         train(f"--teacher-labels={labels}")
-    assert inspection.main([str(labels)]) == 1
+    assert inspect_teacher_labels.main([str(labels)]) == 1
 
 
 @pytest.mark.parametrize(("extension", "num_bytes"), [("u16", 191), ("u16", 0), ("chk", 60), ("json", 20)])
@@ -864,7 +865,7 @@ def test_inspection_lists_the_epochs(labels, capsys):
     (labels / "epoch_00000.json").unlink()
     store = open_store(labels)
     assert store.commit(5, fresh(store, range(40)), order="a").num_new == 40
-    assert inspection.main([str(labels)]) == 0
+    assert inspect_teacher_labels.main([str(labels)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "  teacher.model: resnet10t" in lines and "  plan.num_positions: 96" in lines
     table = [line.split() for line in lines[-4:-1]]
@@ -896,7 +897,7 @@ def test_soft_run_from_the_top_logits_is_the_same_online_and_stored(train, tmp_p
     exact, ours = ([record["train_loss"] for record in read_log(tmp_path / name)] for name in ("exact", "online"))
     assert exact != ours and exact == pytest.approx(ours, rel=0.05)
     assert (tmp_path / "soft" / "epoch_00000.topk").stat().st_size == 2 * 5 * 96
-    assert inspection.main([str(tmp_path / "soft")]) == 0
+    assert inspect_teacher_labels.main([str(tmp_path / "soft")]) == 0
 
 
 def test_top_logits_keep_the_top_and_the_sum_of_the_rest():

@@ -4,14 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from measuring import flops
+import flops
+from measuring import operations
 from tests.conftest import run_command
 
 
-@pytest.mark.parametrize("name", flops.PUBLISHED)
+@pytest.mark.parametrize("name", operations.PUBLISHED)
 def test_counts_agree_with_the_published_ones(name):
-    params, macs = flops.PUBLISHED[name]
-    _, num_fused, num_macs = flops.measure(name, None)
+    params, macs = operations.PUBLISHED[name]
+    _, num_fused, num_macs = operations.measure(name, None)
     last_digit = 0.1 if "." in params else 1
     assert abs(num_fused / 1e6 - float(params)) <= last_digit
     assert abs(num_macs / 1e9 - float(macs)) <= max(0.1, 0.05 * float(macs))
@@ -19,8 +20,8 @@ def test_counts_agree_with_the_published_ones(name):
 
 def test_macs_of_one_convolution_by_hand():
     conv = nn.Conv2d(3, 8, 3, padding=1).to("meta")
-    assert flops.count_macs(conv, (3, 10, 20)) == 10 * 20 * 8 * 3 * 9
-    assert flops.count_parameters(conv) == 8 * 27 + 8
+    assert operations.count_macs(conv, (3, 10, 20)) == 10 * 20 * 8 * 3 * 9
+    assert operations.count_parameters(conv) == 8 * 27 + 8
 
 
 def test_attention_is_counted():
@@ -28,7 +29,7 @@ def test_attention_is_counted():
         def forward(self, x):
             return torch.nn.functional.scaled_dot_product_attention(*(x.flatten(2).transpose(1, 2).unsqueeze(1),) * 3)
 
-    assert flops.count_macs(Attention(), (8, 4, 4)) == 2 * 16 * 16 * 8
+    assert operations.count_macs(Attention(), (8, 4, 4)) == 2 * 16 * 16 * 8
 
 
 @pytest.mark.parametrize(
@@ -36,13 +37,13 @@ def test_attention_is_counted():
     [(5.151, "5.2", 0, True), (5.05, "5.2", 0, False), (34.64, "34", 0, True), (1.24, "1.3", 0.1, True), (1.15, "1.3", 0.1, False)],
 )
 def test_agreement_is_to_the_last_printed_digit(value, published, tolerance, expected):
-    assert flops.agrees(value, published, tolerance=tolerance) == expected
+    assert operations.agrees(value, published, tolerance=tolerance) == expected
 
 
 def test_a_disagreement_is_marked(monkeypatch):
-    monkeypatch.setitem(flops.PUBLISHED, "recnext_m0", ("2.9", "0.9"))
-    assert "!" not in flops.format_row("recnext_a0", None)
-    row = flops.format_row("recnext_m0", None)
+    monkeypatch.setitem(operations.PUBLISHED, "recnext_m0", ("2.9", "0.9"))
+    assert "!" not in operations.format_row("recnext_a0", None)
+    row = operations.format_row("recnext_m0", None)
     assert "2.9M!" in row
     assert row.endswith("0.9G!")
 
@@ -54,9 +55,9 @@ def test_command_runs_from_the_root():
 
 
 def test_all_means_every_model_of_ours():
-    names = flops.choose_models("all")
-    assert {*flops.PUBLISHED} < {*names}
-    assert flops.choose_models("resnet50") == ["resnet50"]
+    names = operations.choose_models("all")
+    assert {*operations.PUBLISHED} < {*names}
+    assert operations.choose_models("resnet50") == ["resnet50"]
 
 
 def test_unknown_names_and_refused_sizes_are_explained(capsys):
@@ -67,4 +68,4 @@ def test_unknown_names_and_refused_sizes_are_explained(capsys):
 
 
 def test_other_sizes_are_not_compared():
-    assert flops.format_row("recnext_m0", 128).split() == ["recnext_m0", "2,832,420", "2,497,280", "0.132"]
+    assert operations.format_row("recnext_m0", 128).split() == ["recnext_m0", "2,832,420", "2,497,280", "0.132"]

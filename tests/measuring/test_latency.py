@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from deployment.weights import load_trained
-from measuring import latency, timing
+from measuring import forms, timing
 from reporting import plots
 from run.errors import InputError
 from tests.conftest import run_command
+from tools import latency
 
 CPU = torch.device("cpu")
 
@@ -34,8 +35,8 @@ def restored_threads():
 
 
 def test_onnx_runtime_computes_what_the_network_does(tiny):
-    images = timing.Images(1, CPU)
-    call = latency.build_onnxruntime(tiny, None, images, threads=1)
+    images = forms.Images(1, CPU)
+    call = forms.build_onnxruntime(tiny, None, images, threads=1)
     torch.testing.assert_close(call(), tiny.net(images.get(32)), rtol=1e-4, atol=1e-5)
 
 
@@ -81,7 +82,7 @@ def test_an_export_that_is_refused_leaves_a_gap(monkeypatch, tiny):
     monkeypatch.setattr(latency, "write_verified", refuse)
     args = argparse.Namespace(amp="none", prepare_limit=60)
     setup = timing.Setup(args, CPU, {"threads": 1}, ["onnxruntime", "eager"], None, {}, lambda text: None)
-    builders = {"onnxruntime": lambda *parts: latency.build_onnxruntime(*parts, threads=1), **timing.torch_builders("none")}
+    builders = {"onnxruntime": lambda *parts: forms.build_onnxruntime(*parts, threads=1), **forms.torch_builders("none")}
     gap, eager = timing.build_cases(setup, [tiny], builders, 1)
     assert "it differs from the network by 3.0e-01" in gap.remark
     assert eager.call is not None
@@ -89,4 +90,4 @@ def test_an_export_that_is_refused_leaves_a_gap(monkeypatch, tiny):
 
 def test_onnx_runtime_is_not_measured_beside_a_gpu(tiny):
     with pytest.raises(InputError, match="on the CPU alone"):
-        latency.build_onnxruntime(tiny, None, timing.Images(1, torch.device("meta")), threads=1)
+        forms.build_onnxruntime(tiny, None, forms.Images(1, torch.device("meta")), threads=1)

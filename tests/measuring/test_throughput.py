@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+import speed_gpu
 from deployment.weights import load_trained
 from measuring import throughput, timing
 from tests.conftest import run_command
@@ -37,7 +38,7 @@ def test_published_command_runs_from_the_root():
 
 def test_several_models_share_one_table_and_a_json_file(tmp_path, capsys):
     out = tmp_path / "speed.json"
-    assert throughput.main(["--model=test_resnet,test_byobnet", "--forms=eager,channels_last", "--batch-size=2", f"--out={out}", *FLAGS]) == 0
+    assert speed_gpu.main(["--model=test_resnet,test_byobnet", "--forms=eager,channels_last", "--batch-size=2", f"--out={out}", *FLAGS]) == 0
     printed = capsys.readouterr()
     assert [cells(line)[0] for line in printed.out.splitlines()[2:]] == ["test_resnet", "test_byobnet"]
     content = json.loads(out.read_text())
@@ -57,9 +58,9 @@ def test_several_models_share_one_table_and_a_json_file(tmp_path, capsys):
 def test_a_checkpoint_s_weights_are_measured_and_named(tmp_path, capsys, tiny):
     torch.save({"model": tiny.net.state_dict(), "input_size": 48}, tmp_path / "a.pth")
     flags = ["--forms=eager", "--rounds=1", "--device=cpu", "--batch-size=1"]
-    assert throughput.main(["--model=test_resnet,test_resnet", f"--resume={tmp_path / 'a.pth'}", *flags]) == 1
+    assert speed_gpu.main(["--model=test_resnet,test_resnet", f"--resume={tmp_path / 'a.pth'}", *flags]) == 1
     assert "--resume names 1 checkpoints, --model 2 networks" in capsys.readouterr().err
-    assert throughput.main(["--model=test_resnet", f"--resume={tmp_path / 'a.pth'}", f"--out={tmp_path / 'a.json'}", *flags]) == 0
+    assert speed_gpu.main(["--model=test_resnet", f"--resume={tmp_path / 'a.pth'}", f"--out={tmp_path / 'a.json'}", *flags]) == 0
     (result,) = json.loads((tmp_path / "a.json").read_text())["results"]
     assert (result["weights"], result["input_size"]) == ("raw weights", 48)
 
@@ -69,7 +70,7 @@ def test_a_compiler_that_fails_leaves_a_gap(monkeypatch, tmp_path, capsys):
         raise RuntimeError("no C++ compiler found")
 
     monkeypatch.setattr(torch, "compile", fail)
-    assert throughput.main(["--model=test_resnet", "--forms=compiled,eager", "--batch-size=1", f"--out={tmp_path / 'a.json'}", *FLAGS]) == 0
+    assert speed_gpu.main(["--model=test_resnet", "--forms=compiled,eager", "--batch-size=1", f"--out={tmp_path / 'a.json'}", *FLAGS]) == 0
     printed = capsys.readouterr()
     row = cells(printed.out.splitlines()[2])
     assert row[3] == "-"
@@ -83,7 +84,7 @@ def test_a_compiler_that_fails_leaves_a_gap(monkeypatch, tmp_path, capsys):
 
 def test_nothing_left_to_measure_is_an_error(monkeypatch, capsys):
     monkeypatch.setattr(torch, "compile", lambda net, dynamic: 1 / 0)
-    assert throughput.main(["--model=test_resnet", "--forms=compiled", "--batch-size=1", *FLAGS]) == 1
+    assert speed_gpu.main(["--model=test_resnet", "--forms=compiled", "--batch-size=1", *FLAGS]) == 1
     assert capsys.readouterr().err.endswith("error: nothing is left to measure: the lines above say why\n")
 
 
@@ -98,7 +99,7 @@ def test_nothing_left_to_measure_is_an_error(monkeypatch, capsys):
     ],
 )
 def test_what_is_wrong_is_said_before_the_work(flags, message, capsys):
-    assert throughput.main(["--model=test_resnet", *FLAGS, *flags]) == 1
+    assert speed_gpu.main(["--model=test_resnet", *FLAGS, *flags]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert message in line
@@ -121,7 +122,7 @@ def test_memory_or_the_cap_bounds_the_batch_on_a_processor(tiny, monkeypatch):
     said = []
     assert throughput.choose_batch(setup_for("auto", said.append), [tiny]) == throughput.CPU_CAP
     room = int(throughput.image_bytes(tiny) * 20 / throughput.MEMORY_SHARE)
-    monkeypatch.setattr(speed_gpu, "free_memory", lambda: room)
+    monkeypatch.setattr(throughput, "free_memory", lambda: room)
     assert throughput.choose_batch(setup_for("auto", said.append), [tiny]) == 16
     assert said == [
         "batch size 64, the largest power of two within the cap of 64 on cpu",
@@ -146,7 +147,7 @@ def small_device(monkeypatch):
     """Torch as if the device ran out of memory in the given forms above a batch size."""
 
     def limit(largest: int, *forms: str) -> None:
-        really_build = timing.build_form
+        really_build = forms.build_form
 
         def build(trained, net, images, *, form, amp):
             if form in forms and images.batch_size > largest:
@@ -180,5 +181,5 @@ def test_a_given_batch_that_does_not_fit_leaves_a_gap(tiny, small_device):
 
 @pytest.mark.gpu
 def test_on_a_gpu(capsys):
-    assert throughput.main(["--model=recnext_m0", "--forms=eager,channels_last", "--device=cuda", "--rounds=2", "--batch-size=32", "--amp=bf16"]) == 0
+    assert speed_gpu.main(["--model=recnext_m0", "--forms=eager,channels_last", "--device=cuda", "--rounds=2", "--batch-size=32", "--amp=bf16"]) == 0
     assert "-" not in cells(capsys.readouterr().out.splitlines()[2])

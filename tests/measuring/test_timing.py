@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from deployment.weights import load_trained
-from measuring import timing
+from measuring import forms, timing
 from measuring.timing import Case, Clock
 from reporting import plots
 from run.errors import InputError
@@ -113,10 +113,10 @@ def test_one_thread_on_a_processor_is_timed_by_its_own_time(tiny):
 
 
 def test_forms_compute_the_same_and_leave_the_network_as_it_is(tiny):
-    net, images = timing.fused(tiny), timing.Images(2, torch.device("cpu"))
+    net, images = timing.fused(tiny), forms.Images(2, torch.device("cpu"))
     reference = tiny.net(images.get(32))
     for form in ("eager", "channels_last"):
-        call = timing.build_form(tiny, net, images, form=form, amp="none")
+        call = forms.build_form(tiny, net, images, form=form, amp="none")
         torch.testing.assert_close(call(), reference, rtol=1e-4, atol=1e-5)
         is_channels_last = call.args[0].conv1[0].weight.is_contiguous(memory_format=torch.channels_last) and call.args[1].stride(1) == 1
         assert is_channels_last == (form == "channels_last")
@@ -124,24 +124,24 @@ def test_forms_compute_the_same_and_leave_the_network_as_it_is(tiny):
 
 
 def test_amp_reaches_the_network(tiny):
-    images = timing.Images(1, torch.device("cpu"))
-    assert timing.build_form(tiny, tiny.net, images, form="eager", amp="none")().dtype == torch.float32
-    assert timing.build_form(tiny, tiny.net, images, form="eager", amp="bf16")().dtype == torch.bfloat16
+    images = forms.Images(1, torch.device("cpu"))
+    assert forms.build_form(tiny, tiny.net, images, form="eager", amp="none")().dtype == torch.float32
+    assert forms.build_form(tiny, tiny.net, images, form="eager", amp="bf16")().dtype == torch.bfloat16
 
 
 def test_models_share_images_of_a_size_and_layout():
-    images = timing.Images(2, torch.device("cpu"))
+    images = forms.Images(2, torch.device("cpu"))
     assert images.get(32) is images.get(32)
     assert torch.equal(images.get(32), images.get(32, torch.channels_last))
-    assert torch.equal(images.get(32), timing.Images(2, torch.device("cpu")).get(32))
+    assert torch.equal(images.get(32), forms.Images(2, torch.device("cpu")).get(32))
     assert images.get(48).shape == (2, 3, 48, 48)
 
 
 def test_compiling_computes_the_same(tiny):
-    net, images = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval(), timing.Images(2, torch.device("cpu"))
+    net, images = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval(), forms.Images(2, torch.device("cpu"))
     case = Case(tiny, "compiled", 2)
-    reference = timing.forward(net, images.get(32), None)
-    timing.prepare(case, lambda: timing.build_form(tiny, net, images, form="compiled", amp="none"), reference=reference, tolerance=1e-5, limit_s=300)
+    reference = forms.forward(net, images.get(32), None)
+    timing.prepare(case, lambda: forms.build_form(tiny, net, images, form="compiled", amp="none"), reference=reference, tolerance=1e-5, limit_s=300)
     assert case.remark is None
     assert isinstance(case.call.args[0], torch._dynamo.eval_frame.OptimizedModule)
     torch.testing.assert_close(case.call(), reference)
@@ -168,10 +168,10 @@ def test_every_network_of_a_family_is_compiled(tiny, monkeypatch):
 
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", lambda net, dynamic: really_compile(net, dynamic=dynamic, backend=backend))
-    images, build = timing.Images(1, torch.device("cpu")), timing.torch_builders("none")["compiled"]
+    images, build = forms.Images(1, torch.device("cpu")), forms.torch_builders("none")["compiled"]
     for width in range(1, 13):
         net, case = Plain(width), Case(tiny, "compiled", 1)
-        reference = timing.forward(net, images.get(32), None)
+        reference = forms.forward(net, images.get(32), None)
         timing.prepare(case, lambda net=net: build(tiny, net, images), reference=reference, tolerance=1e-5, limit_s=60)
         assert case.remark is None
     assert len(compiled) == 12

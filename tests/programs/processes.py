@@ -14,8 +14,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import torch
 
-import main
 from distillation import labelling  # noqa: F401  (imported here, once for all)
+from run import command
 
 
 def free_port() -> int:
@@ -33,7 +33,7 @@ def run(module: str, argv: list[str], env: dict[str, str], errors) -> None:
     try:
         os._exit(importlib.import_module(module).main(argv))
     except Exception as error:
-        main.leave(main.explain(error))
+        command.leave(command.explain(error))
 
 
 def launch(num_processes: int, module: str, argv: list[str]) -> tuple[list[int], str]:

@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+import compare_logs
 from reporting import comparison
 from reporting.logs import Run
 from tests.conftest import ROOT, run_command
@@ -28,7 +29,7 @@ def command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def command(*args: str) -> tuple[int, str, str]:
-        status = comparison.main(list(args))
+        status = compare_logs.main(list(args))
         return status, *capsys.readouterr()
 
     return command

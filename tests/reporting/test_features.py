@@ -14,6 +14,7 @@ import model
 from reporting import features
 from run.errors import InputError
 from tests.conftest import run_command
+from tools import visualize
 
 
 @pytest.fixture
@@ -198,7 +199,7 @@ def test_erf_command_draws_both_networks_and_writes_their_figures(tmp_path):
 def test_erf_of_a_trained_network_over_a_folder_of_photos(photo, tmp_path, capsys):
     weights, out = tmp_path / "weights.pth", tmp_path / "erf.png"
     save_weights(weights, "recnext_m0", num_classes=4, input_size=64)
-    code = features.main(["erf", "--model=recnext_m0", f"--checkpoint={weights}", "--layer", "stages.2", "--images", str(photo.parent), f"--out={out}"])
+    code = visualize.main(["erf", "--model=recnext_m0", f"--checkpoint={weights}", "--layer", "stages.2", "--images", str(photo.parent), f"--out={out}"])
     assert code == 0
     assert "1 photo. Trained weights." in capsys.readouterr().out
     report = json.loads(out.with_suffix(".json").read_text())
@@ -214,12 +215,12 @@ def test_photos_are_taken_evenly_from_folders(tmp_path):
 
 
 def test_list_layers_and_strongest_channels(photo, tmp_path, capsys):
-    assert features.main(["features", "--model=recnext_m0", "--list-layers", "--input-size=64"]) == 0
+    assert visualize.main(["features", "--model=recnext_m0", "--list-layers", "--input-size=64"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["stages.0.blocks.0.token_mixer", "RecConv2d", "40x16x16"] in lines
     assert ["head", "Classifier", "1000"] in lines
     out = tmp_path / "grid.png"
-    assert features.main(["features", str(photo), "--model=recnext_m0", "--layer=stages.1", "--channels=2", "--input-size=64", f"--out={out}"]) == 0
+    assert visualize.main(["features", str(photo), "--model=recnext_m0", "--layer=stages.1", "--channels=2", "--input-size=64", f"--out={out}"]) == 0
     assert out.exists()
 
 
@@ -249,7 +250,7 @@ def test_errors_say_what_to_do(args, message, photo, tmp_path, capsys):
     broken.write_text("no image")
     empty.mkdir()
     places = {"PHOTO": str(photo), "NOPHOTO": str(broken), "FOLDER": str(empty)}
-    code = features.main([*(places.get(arg, arg) for arg in args), f"--out={tmp_path / 'out.png'}"])
+    code = visualize.main([*(places.get(arg, arg) for arg in args), f"--out={tmp_path / 'out.png'}"])
     error = capsys.readouterr().err
     assert code == 1
     assert error.startswith("visualize.py: ") and error.count("\n") == 1

@@ -250,7 +250,7 @@ def test_full_disk_is_one_line_and_loses_nothing(digits_folder, tmp_path):
 
     flags = [*SHORT_RUN, f"--data-path={digits_folder}", "--distillation-type=none", f"--output_dir={tmp_path}"]
     code = "import signal, sys\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nimport main\n"
-    code += "try:\n    main.main(sys.argv[1:])\nexcept Exception as error:\n    main.leave(main.explain(error))"
+    code += "try:\n    main.main(sys.argv[1:])\nexcept Exception as error:\n    command.leave(command.explain(error))"
     done = subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True, preexec_fn=limit, timeout=200)
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     assert "not saved" in done.stderr and "make room, then --resume auto" in done.stderr

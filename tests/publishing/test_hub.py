@@ -7,16 +7,19 @@ import timm
 import torch
 from huggingface_hub import ModelCard
 
-from deployment import hub, verify, weights
+import upload
+from deployment import weights
+from publishing import hub
+from run import command
 from run.errors import InputError
-from tests.deployment.test_publish import run_folder  # noqa: F401  (a fixture)
 from tests.deployment.test_verify import make_trained
+from tests.publishing.test_publish import run_folder  # noqa: F401  (a fixture)
 
 CHECKPOINT = "pretrain/checkpoint_best.pth"
 
 
 def test_timm_loads_the_checkpoints_logits_from_the_folder(run_folder, capsys):  # noqa: F811
-    hub.run(["--model", "recnext_m0", "--ckpt", CHECKPOINT, "--dry-run", "hub/net"])
+    upload.run(["--model", "recnext_m0", "--ckpt", CHECKPOINT, "--dry-run", "hub/net"])
     assert "bit for bit" in capsys.readouterr().out
     assert sorted(path.name for path in (run_folder / "hub").rglob("*")) == ["README.md", "config.json", "model.safetensors", "net"]
     trained = weights.load_trained("recnext_m0", CHECKPOINT)
@@ -39,7 +42,7 @@ def test_other_families_survive_the_way_through_timm(name, tmp_path):
 
 
 def test_card_says_what_is_known_and_no_more(run_folder, digits_folder, capsys):  # noqa: F811
-    hub.run(["--ckpt", CHECKPOINT, "--dry-run", "hub/net", "--repo_id", "me/recnext_m0", "--data_path", str(digits_folder)])
+    upload.run(["--ckpt", CHECKPOINT, "--dry-run", "hub/net", "--repo_id", "me/recnext_m0", "--data_path", str(digits_folder)])
     card = ModelCard.load("hub/net/README.md")
     front = card.data.to_dict()
     assert (front["library_name"], front["pipeline_tag"], front["license"], front["model_name"]) == ("timm", "image-classification", "apache-2.0", "recnext_m0")
@@ -80,8 +83,8 @@ def test_push_sends_the_folder_to_the_hub(run_folder, monkeypatch, capsys):  # n
             again = timm.create_model(f"local-dir:{folder_path}", pretrained=True)
             sent.append((repo_id, again.num_classes))
 
-    monkeypatch.setattr(upload, "HfApi", StandIn)
-    hub.run(["--ckpt", CHECKPOINT, "--repo-id", "me/net", "--private"])
+    monkeypatch.setattr(hub, "HfApi", StandIn)
+    upload.run(["--ckpt", CHECKPOINT, "--repo-id", "me/net", "--private"])
     assert sent == [("me/net", True, True), ("me/net", 4)]
     assert "https://hub/me/net" in capsys.readouterr().out
     assert not [path for path in run_folder.iterdir() if path.name.startswith(".")]
@@ -92,8 +95,8 @@ def test_hub_out_of_reach_gives_one_line(run_folder, monkeypatch, capsys):  # no
         def create_repo(self, *args, **kwargs):
             raise ConnectionError("no route to host\nmore")
 
-    monkeypatch.setattr(upload, "HfApi", Unreachable)
-    assert verify.run_command(hub.run, ["--ckpt", CHECKPOINT, "--repo-id", "me/net"]) == 1
+    monkeypatch.setattr(hub, "HfApi", Unreachable)
+    assert command.run_command(upload.run, ["--ckpt", CHECKPOINT, "--repo-id", "me/net"]) == 1
     assert capsys.readouterr().err == "error: me/net was not uploaded (no route to host): log in with `hf auth login`, check the name and the network\n"
 
 
@@ -105,17 +108,17 @@ def test_what_timm_would_load_otherwise_is_refused(run_folder, monkeypatch):  # 
         real(net, *args, **kwargs)
         net.stem.stem[0].conv.weight.data[0] /= 1.001
 
-    monkeypatch.setattr(upload, "save_for_hf", save_another)
+    monkeypatch.setattr(hub, "save_for_hf", save_another)
     with pytest.raises(InputError, match="timm loads other logits"):
-        hub.run(["--ckpt", CHECKPOINT, "--dry-run", "hub/net"])
+        upload.run(["--ckpt", CHECKPOINT, "--dry-run", "hub/net"])
     assert not (run_folder / "hub/net").exists()
 
 
 def test_what_cannot_be_uploaded_is_refused(run_folder, tmp_path):  # noqa: F811
     with pytest.raises(InputError, match="say where to"):
-        hub.run(["--ckpt", CHECKPOINT])
+        upload.run(["--ckpt", CHECKPOINT])
     with pytest.raises(InputError, match="is not empty: name a new folder"):
-        hub.run(["--ckpt", CHECKPOINT, "--dry-run", "pretrain"])
+        upload.run(["--ckpt", CHECKPOINT, "--dry-run", "pretrain"])
     torch.save({"model": weights.fused(weights.load_trained(None, CHECKPOINT)).state_dict()}, "fused.pth")
     with pytest.raises(InputError, match="is fused, timm loads what was trained"):
-        hub.run(["--model", "recnext_m0", "--ckpt", "fused.pth", "--dry-run", "hub/net"])
+        upload.run(["--model", "recnext_m0", "--ckpt", "fused.pth", "--dry-run", "hub/net"])

@@ -1,15 +1,7 @@
-"""Push a checkpoint to the Hugging Face hub as a timm model, with a model card, or write the same folder to a disk.
-
-    python upload.py --model recnext_m1 --ckpt pretrain/recnext_m1_distill_300e.pth --repo-id USER/recnext_m1.dist --data-path ~/imagenet
-    python upload.py --model recnext_m1 --ckpt pretrain/recnext_m1_distill_300e.pth --dry-run hub/recnext_m1
-
-The folder holds the unfused weights, timm's configuration and a card filled with what was measured: parameters and MACs are counted, accuracies
-are the run's own and, with --data-path, those of these very weights; what was not measured is left out. Before it goes anywhere, it is loaded
-with timm and its logits are compared with the checkpoint's, bit for bit."""
+"""A checkpoint as a timm model on the Hugging Face hub or in a folder, with a card of measured figures."""
 
 import argparse
 import inspect
-import sys
 import tempfile
 from pathlib import Path
 
@@ -19,10 +11,9 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from timm.data import ImageNetInfo
 from timm.models import save_for_hf
 
-from deployment import accuracy, verify, weights
-from deployment.verify import spellings
+from deployment import accuracy, options, verify, weights
 from deployment.weights import Trained
-from measuring import flops
+from measuring import operations
 from model.registration import REGISTERED
 from run.errors import InputError, first_line
 
@@ -51,8 +42,8 @@ def _configuration(trained: Trained) -> dict:
     net = weights.fused(trained).to("meta")
     size = trained.input_size
     return {
-        "params": f"{flops.count_parameters(net) / 1e6:.1f}M",
-        "macs": f"{flops.count_macs(net, (3, size, size)) / 1e9:.2g}G",
+        "params": f"{operations.count_parameters(net) / 1e6:.1f}M",
+        "macs": f"{operations.count_macs(net, (3, size, size)) / 1e9:.2g}G",
         "image_size": f"{size}x{size}",
         "embed_dim": settings.get("dims"),
         "depth": settings.get("depths"),
@@ -135,28 +126,9 @@ def push(folder: Path, repo_id: str, *, is_private: bool) -> str:
     return str(address)
 
 
-def run(argv: list[str]) -> None:
-    parser = verify.build_parser(__doc__, model=("model", "model_name"), ckpt=("ckpt", "checkpoint_path"))
-    parser.add_argument(*spellings("repo_id"), metavar="USER/NAME", help="repository on the hub; made if need be")
-    parser.add_argument(*spellings("dry_run"), metavar="FOLDER", help="write the folder here and upload nothing")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
-    accuracy.add_data_flags(parser)
-    args = parser.parse_args(argv)
-    if not (args.dry_run or args.repo_id):
-        raise InputError("say where to: --repo-id USER/NAME uploads, --dry-run FOLDER writes the folder alone")
-    trained = verify.load_for(args)
-    if trained.is_fused:
-        raise InputError(f"{args.ckpt} is fused, timm loads what was trained: give the checkpoint it was made from")
-    if args.dry_run and Path(args.dry_run).exists() and not Path(args.dry_run).is_dir():
-        raise InputError(f"--dry-run {args.dry_run} is a file: name a new folder")
-    if args.dry_run and Path(args.dry_run).exists() and any(Path(args.dry_run).iterdir()):
-        raise InputError(f"--dry-run {args.dry_run} is not empty: name a new folder")
-    print("\n".join(upload(args, trained)))
-
-
 def upload(args: argparse.Namespace, trained: Trained) -> list[str]:
     """Write the folder and put it in place or upload it; what to say of it."""
-    measured = accuracy.measure(args, trained, args.ckpt, use_ema=args.use_ema) if accuracy.has_data(args) else None
+    measured = accuracy.measure(args, trained, args.ckpt, use_ema=args.use_ema) if options.has_data(args) else None
     card = build_card(trained, f"hf-hub:{args.repo_id}" if args.repo_id else f"local-dir:{args.dry_run}", measured)
     said = f"{trained.name}, {weights.describe_weights(trained)}: timm loads the checkpoint's logits from the folder, bit for bit"
     if args.dry_run:
@@ -169,7 +141,3 @@ def upload(args: argparse.Namespace, trained: Trained) -> list[str]:
         write_folder(trained, Path(folder), card)
         address = push(Path(folder), args.repo_id, is_private=args.private)
     return [said, f"{address}: load with timm.create_model('hf-hub:{args.repo_id}', pretrained=True)"]
-
-
-if __name__ == "__main__":
-    sys.exit(verify.run_command(run, sys.argv[1:]))

@@ -7,10 +7,13 @@ import re
 import pytest
 import torch
 
+import fuse_eval
 import main
 import model
 import moganet_valid
-from deployment import accuracy, publish, verify, weights
+import publish
+from deployment import weights
+from run import command
 from run.errors import InputError
 from tests.nets import randomise
 from tests.test_main import ACCURACY
@@ -81,12 +84,12 @@ def test_fused_file_is_evaluated_before_it_is_named_and_by_every_command_alike(r
     assert described["accuracy"]["num_images"] == 40
     assert f"acc1 {described['accuracy']['acc1']:.3f} " in said and "on 40 validation images of" in said
     settings = ["--model", "recnext_m0", "--input-size", "32", "--num_workers", "0", "--device", "cpu", *data]
-    accuracy.main([*settings, "--resume", "pretrain/recnext_m0_without_distill_300e_fused.pt"])
+    fuse_eval.main([*settings, "--resume", "pretrain/recnext_m0_without_distill_300e_fused.pt"])
     fused = accuracy_line(capsys)
     assert f"acc1 {described['accuracy']['acc1']:.3f} acc5 {described['accuracy']['acc5']:.3f}" in fused
-    accuracy.main([*settings, "--resume", "pretrain/recnext_m0_without_distill_300e_fused.safetensors"])
+    fuse_eval.main([*settings, "--resume", "pretrain/recnext_m0_without_distill_300e_fused.safetensors"])
     assert accuracy_line(capsys) == fused
-    accuracy.main([*settings, "--resume", "pretrain/checkpoint_best.pth"])
+    fuse_eval.main([*settings, "--resume", "pretrain/checkpoint_best.pth"])
     assert accuracy_line(capsys) == fused
     main.main(["--eval", *settings, "--resume", "pretrain/checkpoint_best.pth"])
     assert accuracy_line(capsys) == fused
@@ -109,7 +112,7 @@ def test_publish_verifies_too(run_folder, capsys):
     capsys.readouterr()
     publish.run([*PUBLISHED, "--verify", "pretrain/recnext_m0_without_distill_300e.pth"])
     assert "stored tensors are the checkpoint's" in capsys.readouterr().out
-    assert verify.run_command(publish.run, [*PUBLISHED, "--use_ema", "--verify", "pretrain/recnext_m0_without_distill_300e.pth"]) == 1
+    assert command.run_command(publish.run, [*PUBLISHED, "--use_ema", "--verify", "pretrain/recnext_m0_without_distill_300e.pth"]) == 1
     assert re.match(r"error: pretrain/.*pth is refused: it differs from the network by [^\n]*\n$", capsys.readouterr().err)
 
 
@@ -125,9 +128,9 @@ def test_fuse_eval_refuses_what_does_not_fit(run_folder, digits_folder):
     torch.save({"model": model.create_model("recnext_m0", num_classes=5).state_dict()}, "pretrain/five.pth")
     settings = ["--model", "recnext_m0", "--input-size", "32", "--data-path", str(digits_folder)]
     with pytest.raises(InputError, match=r"five.pth gives \[1, 5\] for an image, the data has 4 classes"):
-        accuracy.main([*settings, "--resume", "pretrain/five.pth"])
+        fuse_eval.main([*settings, "--resume", "pretrain/five.pth"])
     with pytest.raises(InputError, match="add --resume FILE"):
-        accuracy.main([*settings, "--pretrained"])
+        fuse_eval.main([*settings, "--pretrained"])
 
 
 def test_moganet_valid_is_main_under_another_name(run_folder, digits_folder, capsys):

@@ -12,37 +12,16 @@ draws it; what is left out, and why, goes to standard error. Exit status 1 where
 import argparse
 import functools
 import sys
-import tempfile
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import torch
-from torch import nn
+from measuring import forms, timing
+from measuring.forms import build_onnxruntime
+from run.command import run_command
 
-from deployment import formats
-from deployment.verify import run_command, write_verified
-from deployment.weights import Trained
-from measuring import timing
-from run.errors import InputError
-
-FORMS = ("onnxruntime", *timing.FORMS)
-
-
-def build_onnxruntime(trained: Trained, net: nn.Module, images: timing.Images, *, threads: int) -> timing.Call:
-    """One inference by ONNX Runtime of the network's verified export, with `threads` threads in each operator, on the CPU."""
-    if images.device.type != "cpu":
-        raise InputError("ONNX Runtime is measured on the CPU alone")
-    onnxruntime = formats.require("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "net.onnx"
-        write_verified(trained, path, formats.ONNX)
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: images.get(trained.input_size).numpy()}
-    return lambda: torch.from_numpy(session.run(None, feed)[0])
+FORMS = ("onnxruntime", *forms.FORMS)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -56,7 +35,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def run(argv: list[str]) -> None:
     args = parse(argv)
     setup = timing.start(args, forms=FORMS, report=lambda text: print(text, file=sys.stderr, flush=True))
-    builders = {"onnxruntime": functools.partial(build_onnxruntime, threads=setup.machine["threads"]), **timing.torch_builders(args.amp)}
+    builders = {"onnxruntime": functools.partial(build_onnxruntime, threads=setup.machine["threads"]), **forms.torch_builders(args.amp)}
     cases = timing.build_cases(setup, timing.load(args), builders, batch_size=1)
     print(timing.finish(setup, cases, is_latency=True))
 

@@ -1,12 +1,4 @@
-"""The five most probable classes of images: of files, and of all images in folders and their sub-folders.
-
-    python predict.py cat.jpg --model recnext_m1 --resume pretrain/recnext_m1_distill_300e.pth
-    python predict.py photos/ dog.png --resume checkpoints/m1/checkpoint_best.pth --csv photos.csv
-
-Images are resized, cropped and normalised as the checkpoint's evaluation does. With --csv the predictions go to that file, a line per image
-and rank, written whole or not at all. Files that cannot be read are named and counted on standard error and do not end the run; exit
-status 1 where none could be read or the input is at fault, else 0.
-"""
+"""The most probable classes of images in files and folders."""
 
 import argparse
 import contextlib
@@ -14,7 +6,7 @@ import csv
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,11 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from deployment.verify import run_command, spellings
 from deployment.weights import Trained, fused, labels, load_trained
 from loading import augment
 from loading.images import open_file
-from measuring.timing import open_device, positive_int
 from run.errors import InputError, first_line
 
 NUM_TOP = 5
@@ -179,19 +169,6 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("paths", nargs="+", metavar="IMAGE_OR_FOLDER")
-    parser.add_argument("--model", help="network of timm's registry (default: the checkpoint's own)")
-    parser.add_argument("--resume", required=True, help="its weights: file, URL or hf-hub:name")
-    parser.add_argument(*spellings("use_ema"), action="store_true", help="the checkpoint's EMA weights")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help=f"write {', '.join(COLUMNS)} there instead of printing")
-    parser.add_argument(*spellings("batch_size"), type=positive_int, default=32, help="images [%(default)s]")
-    parser.add_argument(*spellings("num_workers"), type=int, help="loader processes (default: one per core, none for a single batch)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [%(default)s]")
-    return parser.parse_args(argv)
-
-
 def build_loader(args: argparse.Namespace, files: list[str], trained: Trained) -> DataLoader:
     num_workers = args.num_workers
     if num_workers is None:
@@ -201,34 +178,22 @@ def build_loader(args: argparse.Namespace, files: list[str], trained: Trained) -
     return DataLoader(Files(files, eval_transform(trained)), batch_size=args.batch_size, collate_fn=_as_list, num_workers=num_workers)
 
 
-def run(argv: list[str]) -> None:
-    """Predict, and say how many images could be read. InputError where none could."""
-    args = parse(argv)
-    files, device = find_images(args.paths), open_device(args.device)
-    with writing(args.csv) as write:
-        trained = load_trained(args.model, args.resume, use_ema=args.use_ema)
-        if trained.class_names is None:
-            say(f"{args.resume} holds no class names: {'those of ImageNet-1k' if trained.num_classes == 1000 else 'numbers'} take their place")
-        num_read, said_at = 0, time.monotonic()
-        outcomes = predict(fused(trained).to(device), build_loader(args, files, trained), name_classes(trained), device)
-        for count, (path, outcome) in enumerate(outcomes, 1):
-            if isinstance(outcome, str):
-                say(outcome)
-                continue
-            write(path, outcome)
-            num_read += 1
-            if time.monotonic() - said_at > REPORT_EVERY_S:
-                said_at = time.monotonic()
-                say(f"{count} of {len(files)} images")
-        if num_read == 0:
-            raise InputError(f"none of {len(files)} images could be read")
-    say(f"{num_read} of {len(files)} images predicted, {len(files) - num_read} could not be read{f'; {args.csv} written' if args.csv else ''}")
-
-
-def main(argv: list[str]) -> int:
-    """Exit status: 0, or 1 with one message where the input is at fault or no image could be read."""
-    return run_command(run, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def predict_files(args: argparse.Namespace, files: list[str], device: torch.device, write: Callable[[str, list[Guess]], None]) -> int:
+    """Hand every image's guesses to `write`, with progress on standard error; how many images could be read. InputError where none could."""
+    trained = load_trained(args.model, args.resume, use_ema=args.use_ema)
+    if trained.class_names is None:
+        say(f"{args.resume} holds no class names: {'those of ImageNet-1k' if trained.num_classes == 1000 else 'numbers'} take their place")
+    num_read, said_at = 0, time.monotonic()
+    outcomes = predict(fused(trained).to(device), build_loader(args, files, trained), name_classes(trained), device)
+    for count, (path, outcome) in enumerate(outcomes, 1):
+        if isinstance(outcome, str):
+            say(outcome)
+            continue
+        write(path, outcome)
+        num_read += 1
+        if time.monotonic() - said_at > REPORT_EVERY_S:
+            said_at = time.monotonic()
+            say(f"{count} of {len(files)} images")
+    if num_read == 0:
+        raise InputError(f"none of {len(files)} images could be read")
+    return num_read

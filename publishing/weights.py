@@ -1,22 +1,12 @@
-"""Make a checkpoint ready to be published: its weights alone, fused or not, checked, and evaluated before an accuracy is named.
-
-    python publish.py --model_name recnext_m1 --checkpoint_path pretrain/checkpoint_best.pth --epochs 300
-    python publish.py --model_name recnext_m1 --checkpoint_path pretrain/checkpoint_best.pth --epochs 300 --distillation
-    python publish.py --model_name recnext_m1 --checkpoint_path pretrain/checkpoint_best.pth --epochs 300 --fused --data-path ~/imagenet
-
-Writes <name>_<distill|without_distill>_<epochs>e.pth or, fused, a TorchScript program ..._fused.pt, the same weights as safetensors, figures
-as ....json, and the run's log.txt as ....txt. With --data-path the very file that was written is evaluated, before it is put in place."""
+"""A checkpoint made ready to be published: its weights alone, checked, and evaluated before an accuracy is named."""
 
 import argparse
 import os
 import shutil
-import sys
 from pathlib import Path
 
-from deployment import accuracy, formats, verify
-from deployment.verify import spellings
+from deployment import accuracy, formats, options, verify
 from deployment.weights import Trained, distillation
-from run.errors import InputError
 
 
 def contradictions(args: argparse.Namespace, trained: Trained, epochs: int) -> list[str]:
@@ -46,7 +36,7 @@ def publish(args: argparse.Namespace, trained: Trained, epochs: int) -> list[str
     name = f"{trained.name}_{'distill' if args.distillation else 'without_distill'}_{epochs}e"
     stem = f"{name}_fused" if args.fused else name
     folder = Path(args.output_dir)
-    is_measured = accuracy.has_data(args)
+    is_measured = options.has_data(args)
     measure = (lambda path: {"accuracy": accuracy.measure(args, trained, str(path))}) if is_measured else (lambda path: {})
     fmt, suffix = (formats.TORCHSCRIPT, ".pt") if args.fused else (formats.STATE, ".pth")
     target, beside = folder / (stem + suffix), folder / f"{stem}.safetensors"
@@ -61,26 +51,3 @@ def publish(args: argparse.Namespace, trained: Trained, epochs: int) -> list[str
         lines.append("accuracy: not measured; give --data-path to evaluate the file")
     copied = copy_log(args.ckpt, folder / f"{stem}.txt")
     return [*lines, *([copied] if copied else [])]
-
-
-def run(argv: list[str]) -> None:
-    parser = verify.build_parser(__doc__, model=("model_name", "model"), ckpt=("checkpoint_path", "ckpt"))
-    verify.add_verify(parser)
-    parser.add_argument("--epochs", type=verify.positive_int, metavar="N", help="length of the run, for the name (default: what the checkpoint says)")
-    parser.add_argument("--distillation", action="store_true", help="trained with distillation, for the name")
-    parser.add_argument("--fused", action="store_true", help="the fused network, as a TorchScript program")
-    parser.add_argument(*spellings("output_dir"), metavar="FOLDER", default="pretrain", help="where to write (default: pretrain)")
-    accuracy.add_data_flags(parser)
-    args = parser.parse_args(argv)
-    trained = verify.load_for(args)
-    if args.verify:
-        print(formats.verdict(Path(args.verify), trained, args.data_path))
-        return
-    epochs = args.epochs if args.epochs is not None else trained.args.get("epochs")
-    if epochs is None:
-        raise InputError(f"{args.ckpt} does not say how long it was trained: add --epochs N")
-    print("\n".join(publish(args, trained, epochs)))
-
-
-if __name__ == "__main__":
-    sys.exit(verify.run_command(run, sys.argv[1:]))

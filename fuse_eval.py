@@ -1,0 +1,31 @@
+"""Evaluate a fused file as `main.py --eval` evaluates a checkpoint: same settings, same data, same last line.
+
+    python fuse_eval.py --model recnext_m1 --resume pretrain/recnext_m1_distill_300e_fused.pt --data-path ~/imagenet
+
+Takes every setting of main.py. --resume is what publish.py --fused writes (a TorchScript program, which is run as it is, or the safetensors
+beside it), or any checkpoint, which is fused first."""
+
+import sys
+
+import engine
+import utils
+from deployment.accuracy import prepare
+from run import config
+from run.command import run_process
+from run.errors import InputError
+
+
+def main(argv: list[str]) -> int:
+    cfg, notes = config.parse(["--eval", *argv])
+    rank = utils.start_process(cfg.device, cfg.seed)
+    for note in notes:
+        utils.log.info(note)
+    if not cfg.resume:
+        raise InputError("fuse_eval.py evaluates a file: add --resume FILE")
+    engine.report(**prepare(cfg, rank), report=cfg.report)
+    utils.stop_process()
+    return 0
+
+
+if __name__ == "__main__":
+    run_process(main, sys.argv[1:])

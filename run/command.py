@@ -1,0 +1,80 @@
+"""What every command line shares: how flags are spelt, how a fault is told in one line, and exit codes."""
+
+import argparse
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+from run.errors import InputError
+
+
+def spellings(*names: str) -> list[str]:
+    """Flags of an option, each with `-` and with `_` between its words."""
+    return [f"--{text}" for name in names for text in dict.fromkeys((name.replace("_", "-"), name))]
+
+
+def positive_int(text: str) -> int:
+    """For argparse: a whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 1 on")
+    return int(text)
+
+
+def run_command(command: Callable[[list[str]], None], argv: list[str]) -> int:
+    """Exit status of a command: 0, or 1 with one line on standard error where the input is at fault."""
+    try:
+        command(argv)
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+STOPPED = 85  # exit code: saved, start me again with --resume auto
+
+
+def explain(error: BaseException) -> int:
+    """Name the cause of a failed run, once for all its processes; the exit code.
+
+    The launcher ends all processes as soon as one has ended, and those would only tell that the others are gone. So all wait
+    before they speak, but for the first process where the user can put it right: that, all of them found."""
+    index = int(os.environ.get("RANK", 0))
+    if isinstance(error, KeyboardInterrupt):
+        sys.stderr.write("interrupted; a training run goes on from its last checkpoint with --resume auto\n" if index == 0 else "")
+        return 130
+    if is_distributed() and not (index == 0 and isinstance(error, InputError)):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from the launcher: no request to save any more
+        time.sleep(5)
+        from utils import StopRequest
+
+        if StopRequest.is_made:  # the launcher's signal came while this process still waited for one that is gone
+            return 1
+    if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error):
+        error = InputError("a loader process was killed from outside, often for want of memory: lower --num_workers, then --resume auto")
+    if not isinstance(error, InputError):
+        traceback.print_exception(error)
+        return 1
+    sys.stderr.write(f"error: {error}\n" if index == 0 else f"[rank {index}] error: {error}\n")
+    return 1
+
+
+def is_distributed() -> bool:
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def leave(exit_code: int) -> None:
+    """End a failed process; among several at once, for tidying up would wait for processes that are gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code) if is_distributed() else sys.exit(exit_code)
+
+
+def run_process(main: Callable[[list[str]], int], argv: list[str]) -> None:
+    """Run a command that may be one of several processes, and exit: with its code, or 1 and the cause of its failure, told once."""
+    try:
+        sys.exit(main(argv))
+    except (Exception, KeyboardInterrupt) as failure:
+        leave(explain(failure))
