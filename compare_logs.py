@@ -16,8 +16,9 @@ import os
 import sys
 from pathlib import Path
 
-from reporting import plots
-from reporting.comparison import SORT_KEYS, follow, read_reference, show_tables
+from reporting import plots, scatter
+from reporting.comparison import SORT_KEYS, read_reference, show_tables
+from reporting.following import follow
 from run.errors import InputError
 
 
@@ -71,7 +72,7 @@ def run_command(args: argparse.Namespace) -> None:
     out = plots.checked_path(args.plot)
     if args.scatter:
         table, x_name, y_name = args.scatter
-        plots.plot_scatter(Path(table), x_name, y_name, out=out)
+        scatter.plot_scatter(Path(table), x_name, y_name, out=out)
     else:
         plots.plot_curves(show_tables(args), out=out, smooth_epochs=args.smooth)
     print(f"wrote {out}", file=sys.stderr)

@@ -34,7 +34,7 @@ def load_for(args: argparse.Namespace) -> Trained:
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     """Options of a command that measures an accuracy with `measure`, besides --data-path."""
-    parser.add_argument(*spellings("data_set"), default="IMNET", choices=config.FIELDS["data_set"].metadata["choices"], help="kind of --data-path")
+    parser.add_argument(*spellings("data_set"), default="IMNET", choices=config.SETTINGS.fields["data_set"].metadata["choices"], help="kind of --data-path")
     parser.add_argument(*spellings("batch_size"), type=int, default=64, metavar="N", help="images at a time in the evaluation (default: 64)")
     parser.add_argument("--device", default="auto", metavar="X", help="where to evaluate (default: a GPU where there is one)")
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from distillation.store import LabelStore
-from run import config
 from run.errors import InputError
+from run.manifest import LABELS_MANIFEST, read_manifest
 
 
 def open_store(folder: Path, fingerprint: dict) -> LabelStore:
@@ -14,7 +14,7 @@ def open_store(folder: Path, fingerprint: dict) -> LabelStore:
     num_positions, group_size, num_classes, num_top = map(fingerprint.get, names)
     if wrong or num_positions % group_size:
         wrong = wrong or [f"plan.num_positions {num_positions} is no multiple of plan.group_size {group_size}"]
-        raise InputError(f"{folder / config.LABELS_MANIFEST} is damaged ({'; '.join(wrong)}): restore it from a copy")
+        raise InputError(f"{folder / LABELS_MANIFEST} is damaged ({'; '.join(wrong)}): restore it from a copy")
     return LabelStore(folder, num_positions=num_positions, num_groups=num_positions // group_size, width=2 * min(num_top or 0, num_classes) + 1)
 
 
@@ -39,9 +39,9 @@ def describe_epoch(store: LabelStore, epoch: int) -> tuple[str, bool]:
 
 def inspect(folder: Path) -> bool:
     """Print what is there; whether all of it is sound."""
-    manifest = config.read_manifest(folder)
+    manifest = read_manifest(folder)
     if manifest is None:
-        raise InputError(f"{folder} holds no teacher labels: there is no {config.LABELS_MANIFEST}")
+        raise InputError(f"{folder} holds no teacher labels: there is no {LABELS_MANIFEST}")
     store = open_store(folder, manifest["fingerprint"])
     print(f"{folder}: {manifest['format']}")
     for part in ("settings", "fingerprint", "versions"):

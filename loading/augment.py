@@ -16,7 +16,8 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision import transforms
 
-from loading import pixels
+from loading import kernels, pixels
+from loading.decoding import AnyImage
 from loading.keys import Key, Plan, restored_generators, seeded
 from run.config import Config
 from run.errors import InputError
@@ -69,9 +70,6 @@ def finish(images: Tensor, erased: Erased) -> Tensor:
 def finish_one(view: np.ndarray, erased: list[tuple[tuple[int, int, int, int], Tensor]]) -> Tensor:
     """What `Transform.draw` gave, finished: normalised float32 (3, H, W)."""
     return finish(pixels.to_tensor(view).unsqueeze(0), gather_erased([erased]))[0]
-
-
-AnyImage = Image.Image | np.ndarray | pixels.Encoded
 
 
 @dataclass(frozen=True)
@@ -152,11 +150,11 @@ FAST_KINDS = {
 def _fast(part):
     """`part` with the same settings and draws, for images as `pixels` has them."""
     if type(part) not in FAST_KINDS:
-        return pixels.ThroughPil(part)
+        return kernels.ThroughPil(part)
     part.__class__ = FAST_KINDS[type(part)]
     if isinstance(part, RandAugment | AutoAugment):
         for op in _augment_ops([part]):
-            op.aug_fn = pixels.kernel_for(op.name, op.aug_fn)
+            op.aug_fn = kernels.kernel_for(op.name, op.aug_fn)
     if isinstance(part, RandAugment):
         part.ops = np.array(part.ops, dtype=object)  # numpy would convert the list anew at each draw
     return part

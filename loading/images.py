@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from PIL import Image
 
-from loading import augment, pixels
+from loading import decoding
 from run.errors import InputError
 
 
@@ -46,14 +46,14 @@ class Images(Sequence):
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return self._open_image(self.samples[index]), int(self.targets[index])
 
-    def open(self, index: int, *, is_fast: bool) -> augment.AnyImage:
+    def open(self, index: int, *, is_fast: bool) -> decoding.AnyImage:
         """The image as the loaders' transforms take it."""
         if not is_fast:
             return self[index][0]
         sample = self.samples[index]
         if self._read_bytes is None:
             return np.array(self._open_image(sample))
-        return pixels.Encoded(self._read_bytes(sample), lambda: self._open_image(sample))
+        return decoding.Encoded(self._read_bytes(sample), lambda: self._open_image(sample))
 
     def part(self, indices: Sequence[int]) -> "Images":
         """The images at `indices`, in that order, with all classes."""

@@ -24,10 +24,10 @@ from torch import Tensor
 from deployment.weights import Trained, describe_weights, fused, load_trained
 from deployment.weights import versions as package_versions
 from measuring.forms import Builder, Call, Images, forward
-from reporting import plots
+from reporting import scatter
 from run.command import positive_int, spellings
 from run.errors import InputError, first_line
-from utils import checkout, open_device
+from utils import checkout, open_device, pick_amp
 
 Report = Callable[[str], None]
 
@@ -126,7 +126,7 @@ def load(args: argparse.Namespace) -> list[Trained]:
 
 def read_accuracies(table: str, column: str) -> dict[str, float]:
     """The numbers of `column` in a CSV or Markdown table by model name; of a cell such as `79.2 / 78.0` the first."""
-    return {model.label: model.y for model in plots.read_models(Path(table), column, column)}
+    return {model.label: model.y for model in scatter.read_models(Path(table), column, column)}
 
 
 # --- what is timed ---------------------------------------------------------------------------------------------------------------------

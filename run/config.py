@@ -3,29 +3,10 @@
 Nothing here imports torch, so that `python main.py --help` answers at once.
 """
 
-import argparse
 import dataclasses
-import difflib
-import json
-import math
-import types
-import typing
-from pathlib import Path
 
-import yaml
-
-from run.errors import InputError
-
-
-def setting(default, text: str, *, choices=None, nargs=None, alias: str = "", const=None, above=None, at_least=None, at_most=None):
-    """Field of `Config`: its default, its help text and what values it takes.
-
-    `alias` is a second published spelling; `const` the value of the bare flag; `above`, `at_least` and `at_most` bound a number."""
-    bounds = {"above": above, "at_least": at_least, "at_most": at_most}
-    return dataclasses.field(
-        default=default,
-        metadata={"help": text, "choices": choices, "nargs": nargs, "alias": alias, "const": const, "bounds": bounds},
-    )
+from run.manifest import LABELS_MANIFEST, read_manifest
+from run.settings import Settings, refuse, setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,8 +149,6 @@ class Config:
         return self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None
 
 
-FIELDS = {field.name: field for field in dataclasses.fields(Config)}
-ALIASES = {field.metadata["alias"]: name for name, field in FIELDS.items() if field.metadata["alias"]}
 GROUPS = {  # first field of each section of --help
     "run": "model",
     "evaluation": "eval",
@@ -190,7 +169,6 @@ DATA_FILES = {
     "INAT": "train2018.json, val2018.json and categories.json",
     "INAT19": "train2019.json, val2019.json and categories.json",
 }
-KINDS = {int: "whole number", float: "number", str: "text"}
 WITHOUT_EFFECT = {  # published flags that have nothing left to decide: number of values, and why
     "dist_eval": (0, "evaluation is always distributed and exact"),
     "resplit": (0, "every augmentation split is treated alike"),
@@ -201,236 +179,37 @@ WITHOUT_EFFECT = {  # published flags that have nothing left to decide: number o
 }
 
 
-def _value_type(field: dataclasses.Field) -> type:
-    """Type of one value of `field`: `float` for `float`, `float | None` and `tuple[float, ...] | None`."""
-    hint = field.type
-    if isinstance(hint, types.UnionType):
-        hint = next(part for part in typing.get_args(hint) if part is not type(None))
-    return typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
-
-
-def _is_optional(field: dataclasses.Field) -> bool:
-    return isinstance(field.type, types.UnionType)
-
-
-def _is_tuple(field: dataclasses.Field) -> bool:
-    return "tuple" in str(field.type)
-
-
-def _convert(field: dataclasses.Field, value):
-    """One value of `field`, from YAML or from the command line's text; ValueError where it does not fit."""
-    wanted = _value_type(field)
-    if wanted is dict:
-        if value is not None and not (isinstance(value, dict) and all(isinstance(key, str) for key in value)):
-            raise ValueError(f"{value!r} is not a mapping of names to values")
-        return value
-    if value is False and "off" in (field.metadata["choices"] or ()):
-        return "off"  # as YAML reads it
-    if value is None or (isinstance(value, str) and value.lower() == "none" and "none" not in (field.metadata["choices"] or ())):
-        if not _is_optional(field):
-            raise ValueError("needs a value")
-        return None
-    if wanted is bool or isinstance(value, bool):
-        if wanted is not bool or not isinstance(value, bool):
-            hint = "; YAML reads no and off as false: write none" if value is False and _is_optional(field) else ""
-            raise ValueError(f"{value!r} is not {'true or false' if wanted is bool else 'a ' + KINDS[wanted]}{hint}")
-        return value
-    if wanted is int and isinstance(value, float):
-        raise ValueError(f"{value!r} is not a whole number")
-    try:
-        return wanted(value)  # also "5e-4", which YAML 1.1 reads as text
-    except (TypeError, ValueError):
-        raise ValueError(f"{value!r} is not a {KINDS[wanted]}") from None
-
-
-def _check(field: dataclasses.Field, value) -> None:
-    """ValueError where a value is outside its field's choices or bounds."""
-    choices, bounds = field.metadata["choices"], field.metadata["bounds"]
-    if choices and value is not None and value not in choices:
-        raise ValueError(f"{value!r} is not one of {', '.join(choices)}")
-    for number in value if isinstance(value, tuple) else (value,):
-        if not isinstance(number, int | float) or isinstance(number, bool):
-            continue
-        if not math.isfinite(number):
-            raise ValueError(f"{number} is not a finite number")
-        if bounds["above"] is not None and number <= bounds["above"]:
-            raise ValueError(f"{number} is not above {bounds['above']}")
-        if bounds["at_least"] is not None and number < bounds["at_least"]:
-            raise ValueError(f"{number} is less than {bounds['at_least']}")
-        if bounds["at_most"] is not None and number > bounds["at_most"]:
-            raise ValueError(f"{number} is more than {bounds['at_most']}")
-
-
-def _setting(name: str, value, *, where: str):
-    """Checked value of the field `name`; InputError naming `where` it came from."""
-    field = FIELDS[name]
-    try:
-        if _is_tuple(field) and isinstance(value, list | tuple):
-            value = tuple(_convert(field, item) for item in value)
-        elif _is_tuple(field) and value is not None:
-            value = (_convert(field, value),)
-        else:
-            value = _convert(field, value)
-        _check(field, value)
-    except ValueError as error:
-        raise InputError(f"{where}: {error}") from None
-    return value
-
-
-def _hint(name: str, known) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML's loader, refusing a key that is given twice: the first would be lost without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        names = [key.value for key, _ in node.value]
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise yaml.YAMLError(f"'{twice}' is given twice")
-        return super().construct_mapping(node, deep)
-
-
-def load_recipe(path: str) -> dict:
-    """Settings of a YAML file, by field name; InputError on an unknown key or a value that does not fit."""
-    try:
-        recipe = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys) or {}
-    except OSError as error:
-        raise InputError(f"--config {path}: {error.strerror}; name a YAML file such as recipes/demo.yaml") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {path} is not YAML: {error}") from error
-    if not isinstance(recipe, dict):
-        raise InputError(f"--config {path} holds no settings: write one 'key: value' per line")
-    settings = {}
-    for key, value in recipe.items():
-        name = ALIASES.get(key, str(key).replace("-", "_"))
-        if name not in FIELDS:
-            raise InputError(f"{path}: unknown setting '{key}'{_hint(name, FIELDS)}")
-        if name in settings:
-            raise InputError(f"{path}: setting '{key}' is given twice")
-        settings[name] = _setting(name, value, where=f"{path}: {key}")
-    return settings
-
-
-def _key_value(text: str) -> tuple[str, object]:
-    key, separator, value = text.partition("=")
-    if not separator or not key.isidentifier():
-        raise argparse.ArgumentTypeError(f"'{text}' is not of the form key=value")
-    return key, yaml.safe_load(value)
-
-
-def _flags(name: str, alias: str = "") -> list[str]:
-    """Kebab-case first: it is what `--help` shows."""
-    return [f"--{name.replace('_', '-')}", *([f"--{alias}"] if alias else [])]
-
-
-class _HelpFormatter(argparse.HelpFormatter):
-    """Adds the default to each setting's help and leaves out the published second spellings' metavars."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        default = FIELDS[action.dest].default if action.dest in FIELDS else None
-        return action.help if default is None else f"{action.help} [{default}]".replace("%", "%%")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Command-line parser of every field; flags absent from the command line are absent from its result."""
-    parser = argparse.ArgumentParser(
-        prog="main.py",
-        description="Train or evaluate an image classifier. Settings: defaults < --config < flags.",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-        formatter_class=lambda prog: _HelpFormatter(prog, max_help_position=32, width=120),
-    )
-    parser.add_argument("--config", metavar="YAML", help="recipe: a YAML file of settings, such as recipes/demo.yaml")
-    starts = {first: title for title, first in GROUPS.items()}
-    group = parser
-    for name, field in FIELDS.items():
-        if name in starts:
-            group = parser.add_argument_group(starts[name])
-        meta, wanted = field.metadata, _value_type(field)
-        flags = _flags(name, meta["alias"])
-        if wanted is bool:
-            group.add_argument(*flags, dest=name, action=argparse.BooleanOptionalAction, help=meta["help"])
-            continue
-        metavar = "{" + ",".join(meta["choices"]) + "}" if meta["choices"] else {str: "X", dict: "K=V"}.get(wanted, wanted.__name__.upper())
-        value_type, action = (_key_value, "extend") if wanted is dict else (str, "store")
-        extra = {"const": meta["const"]} if meta["const"] else {}
-        group.add_argument(*flags, dest=name, action=action, type=value_type, nargs=meta["nargs"], metavar=metavar, help=meta["help"], **extra)
-    for name, (num_values, reason) in WITHOUT_EFFECT.items():
-        kwargs = {"action": "store_true"} if num_values == 0 else {"metavar": "X"}
-        parser.add_argument(*_flags(name), dest=name, help=f"accepted, without effect: {reason}", **kwargs)
-    return parser
-
-
-def _normalise(argv: list[str]) -> list[str]:
-    """Published commands mix `-` and `_` inside flags; values stay as they are."""
-    return [arg if not arg.startswith("--") else arg.partition("=")[0].replace("_", "-") + "".join(arg.partition("=")[1:]) for arg in argv]
+SETTINGS = Settings(
+    Config,
+    prog="main.py",
+    description="Train or evaluate an image classifier. Settings: defaults < --config < flags.",
+    groups=GROUPS,
+    without_effect=WITHOUT_EFFECT,
+)
 
 
 def parse(argv: list[str]) -> tuple[Config, list[str]]:
     """Settings from a command line (without the program's name), and notes to show the user.
 
     Defaults < `--config` file < flags. Raises InputError on whatever is unknown, does not fit or contradicts itself."""
-    parser = build_parser()
-    parser.exit_on_error = False
-    try:
-        given, unknown = parser.parse_known_args(_normalise(argv))
-    except argparse.ArgumentError as error:
-        raise InputError(str(error)) from error
-    if unknown:
-        flag = unknown[0].partition("=")[0]
-        known = [flag for action in parser._actions for flag in action.option_strings]
-        raise InputError(f"unknown flag {flag}{_hint(flag, known)}" if flag.startswith("-") else f"stray argument '{flag}': values follow a --flag")
-    given = vars(given)
-    notes = [f"--{name.replace('_', '-')} has no effect: {reason}" for name, (_, reason) in WITHOUT_EFFECT.items() if given.pop(name, None)]
-    recipe = given.pop("config", None)
-    settings = load_recipe(recipe) if recipe else {}
-    for name, value in given.items():
-        value = dict(value) if _value_type(FIELDS[name]) is dict else value
-        settings[name] = _setting(name, value, where=_flags(name)[0])
+    settings, notes = SETTINGS.parse(argv)
     adopted = _adopted(settings)
     cfg = Config(**settings, **adopted)
     validate(cfg)
     return cfg, notes + [f"--{name.replace('_', '-')} {value}, as in {cfg.teacher_labels}" for name, value in adopted.items()]
 
 
-LABELS_MANIFEST = "manifest.json"
 ADOPTED = ("repeated_aug", "mix_group_size", "mix_lanes")
-
-
-def _is_canary(drawn) -> bool:
-    return isinstance(drawn, dict) and {name: type(value) for name, value in drawn.items()} == {"position": int, "pixels": int, "erased": list, "mixing": list}
-
-
-def read_manifest(folder: str | Path) -> dict | None:
-    """What the labels stored in `folder` were made for; None where there are none. InputError where the file is damaged."""
-    path = Path(folder).expanduser() / LABELS_MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if all(
-            isinstance(manifest[part], kind)
-            for part, kind in (("format", str), ("settings", dict), ("fingerprint", dict), ("canary", list), ("versions", dict))
-        ) and all(_is_canary(drawn) for drawn in manifest["canary"]):
-            return manifest
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): choose another --teacher-labels folder") from error
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise InputError(f"{path} is damaged: restore it from a copy, or store labels anew in another --teacher-labels folder")
 
 
 def _adopted(settings: dict) -> dict:
     """The order of the data that stored labels were made for, as far as `settings` leave it open and differ from the defaults."""
-    folder, mode = settings.get("teacher_labels"), settings.get("teacher_labels_mode", FIELDS["teacher_labels_mode"].default)
+    folder, mode = settings.get("teacher_labels"), settings.get("teacher_labels_mode", SETTINGS.fields["teacher_labels_mode"].default)
     manifest = read_manifest(folder) if folder and mode != "off" and not settings.get("eval") else None
     if manifest is None:
         return {}
-    stored = {name: _setting(name, manifest["settings"].get(name), where=f"{folder}/{LABELS_MANIFEST}: {name}") for name in ADOPTED}
-    return {name: value for name, value in stored.items() if name not in settings and value != FIELDS[name].default}
+    stored = {name: SETTINGS.value(name, manifest["settings"].get(name), where=f"{folder}/{LABELS_MANIFEST}: {name}") for name in ADOPTED}
+    return {name: value for name, value in stored.items() if name not in settings and value != SETTINGS.fields[name].default}
 
 
 def validate(cfg: Config) -> None:
@@ -461,7 +240,7 @@ def validate(cfg: Config) -> None:
             not cfg.eval and cfg.is_mixing and cfg.batch_size % 2 == 1,
             f"--batch-size {cfg.batch_size} is odd: mixup pairs the images of a batch; make it even, or --mixup 0 --cutmix 0",
         ),
-        (cfg.three_augment and cfg.aa not in (None, FIELDS["aa"].default), "--ThreeAugment replaces --aa: drop one of them"),
+        (cfg.three_augment and cfg.aa not in (None, SETTINGS.fields["aa"].default), "--ThreeAugment replaces --aa: drop one of them"),
         (
             bool(RESERVED & set(cfg.model_kwargs or {})),
             f"--model-kwargs cannot set {', '.join(sorted(RESERVED & set(cfg.model_kwargs or {})))}: other flags and the data do",
@@ -481,12 +260,4 @@ def validate(cfg: Config) -> None:
         (cfg.teacher_topk is not None and cfg.distillation != "soft" and not cfg.eval, "--teacher-topk is for --distillation-type soft: drop one of them"),
         (bool(cfg.finetune) and cfg.pretrained, "--finetune and --pretrained both say what to start from: drop one of them"),
     ]
-    for is_wrong, message in rules:
-        if is_wrong:
-            raise InputError(message)
-
-
-def dump(cfg: Config) -> str:
-    """YAML text that `--config` reads back to an equal `Config`."""
-    settings = {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(cfg).items()}
-    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    refuse(rules)

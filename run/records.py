@@ -11,7 +11,7 @@ import timm
 import torch
 import torchvision
 
-from run import checkpoint, config
+from run import checkpoint, settings
 from run.config import Config
 from run.errors import InputError
 from utils import Rank, checkout, log
@@ -74,7 +74,7 @@ class Records:
                 path.unlink(missing_ok=True)
         self._drop_lines(start_epoch)
         if not (folder / "args.yaml").exists():
-            (folder / "args.yaml").write_text(_environment() + config.dump(cfg), encoding="utf-8")
+            (folder / "args.yaml").write_text(_environment() + settings.dump(cfg), encoding="utf-8")
         self.boards = [_TensorBoard(folder, start_epoch), *([_WeightsAndBiases(cfg, folder)] if cfg.project else [])]
 
     def _drop_lines(self, start_epoch: int) -> None:

@@ -34,7 +34,7 @@ def test_recipes_in_the_table_are_the_recipes():
 
 
 def test_flags_in_the_text_exist():
-    parser_flags = {flag for action in config.build_parser()._actions for flag in action.option_strings}
+    parser_flags = {flag for action in config.SETTINGS.build_parser()._actions for flag in action.option_strings}
     own = README[README.index("## Quick start") : README.index("`python flops.py -m all`")]
     flags = {flag.replace("_", "-") for flag in re.findall(r"(?<![\w-])--[a-z][\w-]+", own)}
     others = {"--nproc-per-node", "--use-env", "--nodes", "--gpus-per-node", "--archives", "--out"}

@@ -64,7 +64,7 @@ def parse(path: Path, *flags: str) -> Config:
 
 def parse_alone(path: Path) -> Config:
     """The recipe by itself, with a data path where one must be named."""
-    return parse(path, *([] if config.load_recipe(str(path)).get("data_set") == "DIGITS" else ["--data-path=data"]))
+    return parse(path, *([] if config.SETTINGS.load(str(path)).get("data_set") == "DIGITS" else ["--data-path=data"]))
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
@@ -173,7 +173,7 @@ def test_recipe_trains_two_steps(path, small_folder, weights, tmp_path, capsys):
 
     recipe, ran = parse_alone(path), parse(tmp_path / "args.yaml")
     overridden = {flag[2:].partition("=")[0].replace("-", "_") for flag in flags}
-    assert {name for name in config.FIELDS if getattr(ran, name) != getattr(recipe, name)} <= overridden
+    assert {name for name in config.SETTINGS.fields if getattr(ran, name) != getattr(recipe, name)} <= overridden
     assert f"the recipe was made for a global batch of {recipe.recipe_batch}, this run's is 8" in out
 
     saved = checkpoint.read(str(tmp_path / "checkpoint_last.pth"))

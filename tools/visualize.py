@@ -13,7 +13,8 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from reporting.features import PLAIN, run_erf, run_features
+from reporting.features import run_features
+from reporting.receptive_field import PLAIN, run_erf
 from run.errors import InputError
 
 

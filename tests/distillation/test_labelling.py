@@ -19,13 +19,14 @@ import main
 import model
 import utils
 from benchmarks import distill
-from distillation import generate, labelling, teacher
+from distillation import fingerprint, generate, labelling, teacher
 from distillation.store import MISSING, Fresh, LabelStore, Merged, Page
 from loading import augment, keys
 from loading.images import open_file
 from loading.sets import load_digits, open_folder, open_tar
 from run import command, config
 from run.errors import InputError
+from run.manifest import read_manifest
 from tests.conftest import ROOT, SHORT_RUN, read_log, run_command
 from tests.nets import randomise
 from tests.test_main import steady
@@ -131,7 +132,7 @@ def test_any_student_batch_and_schedule_writes_the_same_files(stored, train, tmp
     ours, expected = epoch_files(tmp_path / "new"), epoch_files(stored)
     assert {name: ours[name] for name in expected} == expected
     assert len(ours) == (9 if "--epochs=3" in how else 6)
-    assert config.read_manifest(tmp_path / "new") == config.read_manifest(stored)
+    assert read_manifest(tmp_path / "new") == read_manifest(stored)
 
 
 def test_auto_asks_the_teacher_for_what_is_missing_alone(stored, labels, train, monkeypatch):
@@ -458,7 +459,7 @@ def change(value):
 
 
 def test_every_field_is_refused_by_name_when_it_differs(labels, digits_folder, weights):
-    manifest = config.read_manifest(labels)
+    manifest = read_manifest(labels)
     fields = manifest["fingerprint"]
     assert {name.partition(".")[0] for name in fields} == {"labels", "data", "plan", "augmentation", "teacher"} and len(fields) > 35
     survey = open_survey(labels, digits_folder, f"--teacher-path={weights}")
@@ -480,7 +481,7 @@ def test_every_field_is_refused_by_name_when_it_differs(labels, digits_folder, w
 
 @pytest.mark.parametrize(("kind", "value"), [("pixels", 1), ("erased", [[0, 0, 1, 1, 0.0, 0.0]]), ("mixing", [0.5, 1, 0, 1, 0, 1])])
 def test_canaries_are_refused_by_name(labels, digits_folder, kind, value):
-    manifest = config.read_manifest(labels)
+    manifest = read_manifest(labels)
     manifest["canary"][7][kind] = value
     (labels / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(
@@ -490,12 +491,12 @@ def test_canaries_are_refused_by_name(labels, digits_folder, kind, value):
 
 
 def test_canaries_forgive_the_last_digits_of_noise(stored, digits_folder):
-    drawn = config.read_manifest(stored)["canary"]
+    drawn = read_manifest(stored)["canary"]
     assert any(canary["erased"] for canary in drawn) and {canary["mixing"][1] for canary in drawn} == {0, 1}
     nudged = json.loads(json.dumps(drawn))
     for canary in nudged:
         canary["erased"] = [[*box[:4], box[4] + 1e-5, box[5]] for box in canary["erased"]]
-    assert labelling.canary_differences(drawn, nudged) == []
+    assert fingerprint.canary_differences(drawn, nudged) == []
 
 
 FLAGS = {  # flags that give each compared setting another value
@@ -518,7 +519,7 @@ FLAGS = {  # flags that give each compared setting another value
 }
 
 
-@pytest.mark.parametrize("name", labelling.COMPARED)
+@pytest.mark.parametrize("name", fingerprint.COMPARED)
 def test_other_settings_are_refused_by_name(stored, digits_folder, name):
     with pytest.raises(InputError, match=rf"field augmentation\.{name}: the store has"):
         open_survey(stored, digits_folder, *FLAGS[name]).needs_teacher(range(2))
@@ -552,15 +553,15 @@ def test_what_is_the_students_own_is_not_compared(stored, digits_folder):
 
 
 def test_no_setting_of_augmentation_or_mixup_is_forgotten():
-    names = list(config.FIELDS)
+    names = list(config.SETTINGS.fields)
     starts = [*config.GROUPS.values()]
     groups = {
         title: names[names.index(first) : (names.index(starts[i + 1]) if i + 1 < len(starts) else None)]
         for i, (title, first) in enumerate(config.GROUPS.items())
     }
-    known = set(labelling.COMPARED) | set(labelling.NOT_COMPARED)
+    known = set(fingerprint.COMPARED) | set(fingerprint.NOT_COMPARED)
     assert [name for title in ("augmentation", "mixup") for name in groups[title] if name not in known] == []
-    assert set(labelling.COMPARED) == set(FLAGS) and not set(labelling.COMPARED) & set(labelling.NOT_COMPARED)
+    assert set(fingerprint.COMPARED) == set(FLAGS) and not set(fingerprint.COMPARED) & set(fingerprint.NOT_COMPARED)
 
 
 def test_another_teachers_weights_are_refused_wherever_they_are_at_hand(stored, train, digits_folder, tmp_path):
@@ -584,7 +585,7 @@ def test_weights_are_the_same_in_another_order_but_not_under_each_others_names()
 
 
 def test_other_libraries_widen_the_canary_and_warn(labels, digits_folder, caplog, monkeypatch):
-    manifest = config.read_manifest(labels)
+    manifest = read_manifest(labels)
     manifest["versions"]["timm"] = "0.9"
     manifest["canary"][80]["pixels"] += 1  # beyond the first 64
     (labels / "manifest.json").write_text(json.dumps(manifest))
@@ -597,22 +598,22 @@ def test_other_libraries_widen_the_canary_and_warn(labels, digits_folder, caplog
 def test_a_tar_lists_the_same_as_its_folder_and_a_changed_size_does_not(digits_folder, tmp_path):
     subprocess.run(["tar", "-cf", str(tmp_path / "train.tar"), "-C", str(digits_folder), "train"], check=True)
     folder, tar = open_folder(digits_folder / "train"), open_tar(tmp_path / "train.tar")
-    assert labelling._listing(folder) == labelling._listing(tar)
+    assert fingerprint._listing(folder) == fingerprint._listing(tar)
     moved = shutil.copytree(digits_folder / "train", tmp_path / "elsewhere")
-    assert labelling._listing(open_folder(moved)) == labelling._listing(tar)
+    assert fingerprint._listing(open_folder(moved)) == fingerprint._listing(tar)
     file = sorted((moved / "2").iterdir())[0]
     file.write_bytes(file.read_bytes() + b"x")
-    listing = labelling._listing(open_folder(moved))
-    assert listing["data.num_bytes"] == labelling._listing(tar)["data.num_bytes"] + 1
+    listing = fingerprint._listing(open_folder(moved))
+    assert listing["data.num_bytes"] == fingerprint._listing(tar)["data.num_bytes"] + 1
     file.rename(file.with_name("renamed.jpg"))
-    assert labelling._listing(open_folder(moved))["data.listing"] != listing["data.listing"]
+    assert fingerprint._listing(open_folder(moved))["data.listing"] != listing["data.listing"]
 
 
 def test_images_in_memory_are_listed_by_their_pixels():
     images, _ = load_digits()
-    assert labelling._listing(images) == labelling._listing(images.part(range(len(images))))
+    assert fingerprint._listing(images) == fingerprint._listing(images.part(range(len(images))))
     swapped = images.part([1, 0, *range(2, len(images))])
-    assert labelling._listing(swapped)["data.listing"] != labelling._listing(images)["data.listing"]
+    assert fingerprint._listing(swapped)["data.listing"] != fingerprint._listing(images)["data.listing"]
 
 
 # ---- damage

@@ -17,7 +17,7 @@ from torchvision import transforms
 
 import datasets
 import utils
-from loading import augment, keys, pixels
+from loading import augment, decoding, kernels, keys, pixels
 from loading.batches import TrainingSet
 from loading.loaders import _to_device
 from loading.sets import load_digits, open_folder
@@ -73,7 +73,7 @@ def difference(fast: np.ndarray, reference: Image.Image) -> np.ndarray:
 @pytest.mark.parametrize("resample", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR], ids=["bicubic", "bilinear"])
 def test_ops_equal_pillows_within_their_bounds(name, resample):
     args, mean, worst = DIFFERENCES[name]
-    kernel = pixels.kernel_for(name, NAME_TO_OP[name])
+    kernel = kernels.kernel_for(name, NAME_TO_OP[name])
     for photo in photos():
         random.seed(3)
         reference = NAME_TO_OP[name](photo, *args, **{**HOW, "resample": resample})
@@ -89,7 +89,7 @@ def test_ops_that_count_levels_do_so_in_small_and_flat_images(name):
     for size in ((1, 1), (15, 17), (16, 16), (16, 17), (23, 23), (40, 30)):
         image = Image.fromarray(rng.randint(0, 256, (*size, 3)).astype(np.uint8))
         image.paste((9, 9, 9), (0, 0, size[1], size[0] // 2))
-        assert not difference(pixels.kernel_for(name, NAME_TO_OP[name])(np.array(image), **HOW), NAME_TO_OP[name](image, **HOW)).any()
+        assert not difference(kernels.kernel_for(name, NAME_TO_OP[name])(np.array(image), **HOW), NAME_TO_OP[name](image, **HOW)).any()
 
 
 @pytest.mark.parametrize("name", ["ShearX", "ShearY"])
@@ -97,13 +97,13 @@ def test_ops_that_count_levels_do_so_in_small_and_flat_images(name):
 @pytest.mark.parametrize("size", [(40, 90), (90, 40), (3, 1)], ids=str)
 def test_shears_of_any_strength_are_pillows(name, factor, size):
     photo = photos(96)[0].crop((0, 0, *size))
-    off = difference(pixels.kernel_for(name, NAME_TO_OP[name])(np.array(photo), factor, **HOW), NAME_TO_OP[name](photo, factor, **HOW))
+    off = difference(kernels.kernel_for(name, NAME_TO_OP[name])(np.array(photo), factor, **HOW), NAME_TO_OP[name](photo, factor, **HOW))
     assert np.abs(off).max() <= 1
 
 
 @pytest.mark.parametrize("name", ["Rotate", "ShearX", "TranslateY"])
 def test_interpolation_is_drawn_as_timm_draws_it(name):
-    kernel, photo = pixels.kernel_for(name, NAME_TO_OP[name]), photos(64)[0]
+    kernel, photo = kernels.kernel_for(name, NAME_TO_OP[name]), photos(64)[0]
     both = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
     for seed in range(4):
         states = []
@@ -137,7 +137,7 @@ def shift(fast, reference, axis: int) -> float:
 @pytest.mark.parametrize("name", ["Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY", "TranslateXRel", "TranslateYRel", "Sharpness"])
 def test_warps_do_not_shift(name, axis):
     args = {"Rotate": (10.0,), "TranslateXRel": (0.11,), "TranslateYRel": (0.11,), "TranslateX": (7.4,), "TranslateY": (7.4,)}.get(name, (0.15,))
-    kernel = pixels.kernel_for(name, NAME_TO_OP[name])
+    kernel = kernels.kernel_for(name, NAME_TO_OP[name])
     off = shift(lambda image: kernel(image, *args, **HOW), lambda image: NAME_TO_OP[name](image, *args, **HOW), axis)
     assert abs(off) < 0.03
     off = shift(lambda image: kernel(image, -args[0], **HOW), lambda image: NAME_TO_OP[name](image, -args[0], **HOW), axis)
@@ -278,7 +278,7 @@ def test_the_top_of_a_jpeg_is_that_of_the_whole(subsampling, settings):
         data = jpeg(photos(256)[1].resize(size), subsampling=subsampling, quality=92, **settings)
         whole = np.array(Image.open(io.BytesIO(data)))
         for num_rows in (1, 15, 16, 17, 48, 63, size[1] - 1, size[1]):
-            encoded = pixels.Encoded(data, None)
+            encoded = decoding.Encoded(data, None)
             assert encoded.shape == whole.shape
             assert np.abs(encoded.top(num_rows).astype(int) - whole[:num_rows].astype(int)).max() <= 1
             assert np.array_equal(encoded.top(num_rows), encoded.top(size[1])[:num_rows]) and not encoded.is_fallback
@@ -291,7 +291,7 @@ def test_any_number_of_rows_is_that_of_the_whole(subsampling):
         array = np.ascontiguousarray(array[:, :, :1] if subsampling == "Gray" else array)
         data = simplejpeg.encode_jpeg(array, quality=93, colorsubsampling=subsampling, colorspace=space)
         whole = simplejpeg.decode_jpeg(data, colorspace="RGB")
-        encoded = pixels.Encoded(data, None)
+        encoded = decoding.Encoded(data, None)
         assert all(np.array_equal(encoded.top(num_rows), whole[:num_rows]) for num_rows in range(1, height + 1)) and not encoded.is_fallback
 
 
@@ -309,18 +309,18 @@ def count_decoded_rows(monkeypatch) -> list[int]:
 
 def test_the_bytes_after_the_rows_wanted_are_not_decoded(monkeypatch):
     data = bytearray(jpeg(photos(256)[1], quality=92))
-    whole = pixels.Encoded(data, None).top(256)
+    whole = decoding.Encoded(data, None).top(256)
     data[-2000:-1000] = bytes(1000)
     rows = count_decoded_rows(monkeypatch)
-    assert np.array_equal(pixels.Encoded(data, None).top(64), whole[:64]) and rows == [64 + pixels.MARGIN]
-    assert np.array_equal(pixels.Encoded(data + b"rubbish", None).top(100), whole[:100]) and rows[1:] == [100 + pixels.MARGIN]
+    assert np.array_equal(decoding.Encoded(data, None).top(64), whole[:64]) and rows == [64 + decoding.MARGIN]
+    assert np.array_equal(decoding.Encoded(data + b"rubbish", None).top(100), whole[:100]) and rows[1:] == [100 + decoding.MARGIN]
 
 
 @pytest.mark.parametrize("settings", [{"progressive": True}, {"restart_marker_rows": 1}])
 def test_jpegs_that_cannot_be_left_early_are_decoded_once(monkeypatch, settings):
     data = jpeg(photos(256)[1], **settings)
     rows = count_decoded_rows(monkeypatch)
-    pixels.Encoded(data, None).top(64)
+    decoding.Encoded(data, None).top(64)
     assert rows == [256]
 
 
@@ -330,7 +330,7 @@ def test_rows_with_damaged_codes_are_pillows(spoil):
     at = len(data) // 4
     data[at : at + len(spoil)] = spoil
     reference = Image.open(io.BytesIO(data)).convert("RGB")
-    assert np.array_equal(pixels.Encoded(data, lambda: reference).top(200), np.array(reference)[:200])
+    assert np.array_equal(decoding.Encoded(data, lambda: reference).top(200), np.array(reference)[:200])
 
 
 def spoilt(folder: Path) -> dict[str, bytes]:
@@ -451,9 +451,8 @@ def test_hash_tells_any_change_apart():
 
 
 def test_a_missing_package_stops_the_run_and_names_the_cure(monkeypatch, short_run):
-    monkeypatch.setattr(pixels, "cv2", None)
-    monkeypatch.setattr(pixels, "_missing", "cv2", raising=False)
-    with pytest.raises(InputError, match=r"needs cv2: pip install -r requirements.txt, or train with --loader reference"):
+    monkeypatch.setattr(kernels, "cv2", None)
+    with pytest.raises(InputError, match=r"needs opencv-python-headless: pip install -r requirements.txt, or train with --loader reference"):
         short_run("--epochs=1", "--output_dir=none")
 
 

@@ -9,7 +9,7 @@ import torch
 
 from deployment.weights import load_trained
 from measuring import forms, timing
-from reporting import plots
+from reporting import scatter
 from run.errors import InputError
 from tests.conftest import run_command
 from tools import latency
@@ -70,7 +70,7 @@ def test_table_goes_into_the_scatter_plot(tmp_path, capsys):
     measured = {(one["model"], one["form"]): one["duration_ms"]["median"] for one in json.loads((tmp_path / "a.json").read_text())["results"]}
     assert set(measured) == {(name, form) for name in ("test_resnet", "test_byobnet") for form in ("onnxruntime", "eager")}
     for form in ("onnxruntime", "eager"):
-        (point,) = plots.read_models(tmp_path / "a.md", f"{form}_ms", "top1")
+        (point,) = scatter.read_models(tmp_path / "a.md", f"{form}_ms", "top1")
         assert (point.label, point.y) == ("test_resnet", 61.5)
         assert point.x == pytest.approx(measured["test_resnet", form], rel=1e-3)
 

@@ -11,7 +11,7 @@ from torch import nn
 from deployment.weights import load_trained
 from measuring import forms, timing
 from measuring.timing import Case, Clock
-from reporting import plots
+from reporting import scatter
 from run.errors import InputError
 from tests.conftest import ROOT
 
@@ -236,8 +236,8 @@ def test_the_scatter_plot_reads_the_table(tiny, tmp_path):
     text = timing.table(cases, unit="ms", column="top-1", accuracies={"test_resnet": 71.25})
     (tmp_path / "t.md").write_text(text)
     assert "| 375.0 (250.0 to 500.0) |" in text
-    assert [(model.label, model.x, model.y) for model in plots.read_models(tmp_path / "t.md", "eager_ms", "top-1")] == [("test_resnet", 375.0, 71.25)]
-    assert [(model.x, model.y) for model in plots.read_models(tmp_path / "t.md", "compiled_ms", "input")] == [(12346.0, 64.0)]
+    assert [(model.label, model.x, model.y) for model in scatter.read_models(tmp_path / "t.md", "eager_ms", "top-1")] == [("test_resnet", 375.0, 71.25)]
+    assert [(model.x, model.y) for model in scatter.read_models(tmp_path / "t.md", "compiled_ms", "input")] == [(12346.0, 64.0)]
     rates = timing.table(cases[:1], unit="images_per_s")
     assert "| 10.67 (8.000 to 16.00) |" in rates
     assert len({len(line) for line in text.splitlines()}) == 1

@@ -14,7 +14,7 @@ import time
 import pytest
 
 import compare_logs
-from reporting import comparison
+from reporting import comparison, following
 from reporting.logs import Run
 from tests.conftest import ROOT, run_command
 from tests.reporting.test_logs import lines, record
@@ -287,10 +287,10 @@ def test_a_closed_pipe_is_no_error(tmp_path):
 
 
 def test_sparkline():
-    assert comparison.sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
-    assert comparison.sparkline([5.0]) == "▁"
-    assert comparison.sparkline([]) == ""
-    assert len(comparison.sparkline(list(range(1000)))) == 40
+    assert following.sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
+    assert following.sparkline([5.0]) == "▁"
+    assert following.sparkline([]) == ""
+    assert len(following.sparkline(list(range(1000)))) == 40
 
 
 def read_line(process) -> str:
@@ -334,7 +334,7 @@ def test_follow_ends_with_the_last_planned_epoch(command, tmp_path):
 def test_follow_on_a_terminal_redraws_over_what_it_drew(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     log = tmp_path / "log.txt"
-    follower = comparison.Follower([str(log)], reference=None, is_terminal=True)
+    follower = following.Follower([str(log)], reference=None, is_terminal=True)
     assert follower.step() is False
     assert capsys.readouterr().out == f"waiting for the first epoch in {log}"[:80] + "\n"
     write_log(log, [1.0, 2.0], epoch_s=3600.0)
@@ -353,5 +353,5 @@ def test_of_a_folder_the_log_written_last_is_followed(tmp_path):
         (tmp_path / name).mkdir()
         write_log(tmp_path / name / "log.txt", [1.0])
         os.utime(tmp_path / name / "log.txt", (1000, 1000 + (index if name != "other" else -1)))
-    assert comparison.newest_log(str(tmp_path)) == tmp_path / "new" / "log.txt"
-    assert comparison.newest_log(str(tmp_path / "nowhere")) is None
+    assert following.newest_log(str(tmp_path)) == tmp_path / "new" / "log.txt"
+    assert following.newest_log(str(tmp_path / "nowhere")) is None

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 import model
-from reporting import features
+from reporting import features, inspection, receptive_field
 from run.errors import InputError
 from tests.conftest import run_command
 from tools import visualize
@@ -27,7 +27,7 @@ def photo(tmp_path):
 
 
 def open_net(name: str, **settings) -> nn.Module:
-    return features.open_network(name, source=None, seed=0, **settings).net
+    return inspection.open_network(name, source=None, seed=0, **settings).net
 
 
 def noise(num_images: int, size: int) -> list[torch.Tensor]:
@@ -80,9 +80,9 @@ def test_maps_of_channels_first_channels_last_and_tokens():
     channels_last = channels_first.permute(0, 2, 3, 1)
     tokens = torch.cat((torch.randn(1, 1, 5), channels_last.flatten(1, 2)), dim=1)
     for output in (channels_first, channels_last, tokens):
-        assert torch.equal(features.as_map(output), channels_first)
-    assert features.as_map(torch.randn(1, 10)) is None
-    assert features.as_map((channels_first,)) is None
+        assert torch.equal(inspection.as_map(output), channels_first)
+    assert inspection.as_map(torch.randn(1, 10)) is None
+    assert inspection.as_map((channels_first,)) is None
 
 
 def test_channel_reductions_and_tiles():
@@ -103,7 +103,7 @@ def test_channel_reductions_and_tiles():
 @pytest.mark.parametrize(("num_convs", "side"), [(1, 7), (2, 13)])
 def test_receptive_field_of_7x7_convolutions_is_exactly_their_support(num_convs, side):
     net = nn.Sequential(*(nn.Conv2d(3, 3, 7, padding=3) for _ in range(num_convs)))
-    ((field, sides),) = features.receptive_fields(net, [str(num_convs - 1)], noise(2, 31))
+    ((field, sides),) = receptive_field.receptive_fields(net, [str(num_convs - 1)], noise(2, 31))
     reached = torch.zeros(31, 31, dtype=torch.bool)
     reached[15 - side // 2 : 16 + side // 2, 15 - side // 2 : 16 + side // 2] = True
     assert sides == (31, 31)
@@ -112,19 +112,19 @@ def test_receptive_field_of_7x7_convolutions_is_exactly_their_support(num_convs,
 
 def test_receptive_field_of_one_convolution_is_its_kernel():
     net = nn.Sequential(nn.Conv2d(3, 2, 3, padding=1))
-    ((field, _),) = features.receptive_fields(net, ["0"], noise(2, 9))
+    ((field, _),) = receptive_field.receptive_fields(net, ["0"], noise(2, 9))
     assert torch.allclose(field[3:6, 3:6], net[0].weight.detach().sum(0).abs().sum(0))
 
 
 def test_area_share_counts_the_fewest_pixels():
     field = torch.zeros(10, 10)
     field[0, :4] = torch.tensor([5.0, 3.0, 1.5, 0.5])
-    assert [features.area_share(field, percent) for percent in (50, 80, 90, 99)] == [1, 2, 3, 4]
-    assert features.area_share(torch.ones(10, 10), 90) == 90
+    assert [receptive_field.area_share(field, percent) for percent in (50, 80, 90, 99)] == [1, 2, 3, 4]
+    assert receptive_field.area_share(torch.ones(10, 10), 90) == 90
 
 
 def test_plain_network_has_the_published_size_and_else_the_same_weights():
-    net, plain = open_net("recnext_m1"), open_net("recnext_m1", change=features.plain_7x7)
+    net, plain = open_net("recnext_m1"), open_net("recnext_m1", change=receptive_field.plain_7x7)
     assert sum(parameter.numel() for parameter in plain.parameters()) == 5_362_184
     ours, others = net.state_dict(), plain.state_dict()
     shared = ours.keys() & others.keys()
@@ -138,8 +138,10 @@ def test_recursive_convolutions_cover_more_than_plain_ones_at_equal_init():
     """Early stages: measured at 128 pixels over seeds 0 to 2, 99 % of the gradient in 62 to 70 % of the area against 8 to 9 % in stage 0,
     in 69 to 72 % against 40 to 42 % in stage 1. In later ones both reach all of such an image."""
     layers, images = ["stages.0", "stages.1"], noise(2, 128)
-    ours, plain = (features.receptive_fields(open_net("recnext_m0", change=change), layers, images) for change in (nn.Module.eval, features.plain_7x7))
-    areas = [[features.area_share(field, 99) for field, _ in fields] for fields in (ours, plain)]
+    ours, plain = (
+        receptive_field.receptive_fields(open_net("recnext_m0", change=change), layers, images) for change in (nn.Module.eval, receptive_field.plain_7x7)
+    )
+    areas = [[receptive_field.area_share(field, 99) for field, _ in fields] for fields in (ours, plain)]
     assert areas[0][0] > 5 * areas[1][0]
     assert areas[0][1] > 1.4 * areas[1][1]
     assert (ours[0][0] > 0).all() and (plain[0][0] > 0).float().mean() < 0.25
@@ -151,19 +153,19 @@ def test_recursive_convolutions_cover_more_than_plain_ones_at_equal_init():
 def test_classes_input_size_and_distillation_head_are_the_checkpoints(tmp_path):
     path = tmp_path / "weights.pth"
     save_weights(path, "recnext_m0", num_classes=7, input_size=96)
-    network = features.open_network("recnext_m0", source=str(path), seed=0)
+    network = inspection.open_network("recnext_m0", source=str(path), seed=0)
     assert (network.net.num_classes, network.input_size, network.is_trained, network.weights) == (7, 96, True, "weights of weights.pth")
     stored = torch.load(path)["model"]
     assert all(torch.equal(value, stored[name]) for name, value in network.net.state_dict().items())
     torch.save(model.create_model("repvit_m0_9", num_classes=5, distillation=True).state_dict(), path)
-    assert features.open_network("repvit_m0_9", source=str(path), seed=0).net.num_classes == 5
+    assert inspection.open_network("repvit_m0_9", source=str(path), seed=0).net.num_classes == 5
 
 
 def test_the_caption_says_which_weights_are_trained():
-    trained, untrained = (features.Network("net", nn.Identity(), "", is_trained) for is_trained in (True, False))
-    assert features.training_note([untrained, untrained]).startswith("Untrained weights")
-    assert features.training_note([trained, untrained]).startswith("Only one of the two")
-    assert features.training_note([trained, trained]) == "Trained weights."
+    trained, untrained = (inspection.Network("net", nn.Identity(), "", is_trained) for is_trained in (True, False))
+    assert receptive_field.training_note([untrained, untrained]).startswith("Untrained weights")
+    assert receptive_field.training_note([trained, untrained]).startswith("Only one of the two")
+    assert receptive_field.training_note([trained, trained]) == "Trained weights."
 
 
 # ---- commands
@@ -210,8 +212,8 @@ def test_photos_are_taken_evenly_from_folders(tmp_path):
     for i in range(10):
         (tmp_path / f"{i}.jpg").touch()
     (tmp_path / "notes.txt").touch()
-    assert [path.stem for path in features.find_photos([str(tmp_path)], 5)] == ["0", "2", "4", "6", "8"]
-    assert len(features.find_photos([str(tmp_path)], 50)) == 10
+    assert [path.stem for path in inspection.find_photos([str(tmp_path)], 5)] == ["0", "2", "4", "6", "8"]
+    assert len(inspection.find_photos([str(tmp_path)], 50)) == 10
 
 
 def test_list_layers_and_strongest_channels(photo, tmp_path, capsys):
@@ -260,17 +262,17 @@ def test_errors_say_what_to_do(args, message, photo, tmp_path, capsys):
 @pytest.mark.parametrize(("name", "message"), [("grid.jpg", "end the name in .png"), ("nowhere/grid.png", "create it first")])
 def test_out_is_checked_first(name, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        features.check_out(str(tmp_path / name))
+        inspection.check_out(str(tmp_path / name))
 
 
 def test_a_centre_that_depends_on_nothing_is_refused():
     net = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1))
     nn.init.zeros_(net[0].weight)
     with pytest.raises(InputError, match="no finite gradient other than 0"):
-        features.receptive_fields(net, ["0"], noise(1, 9))
+        receptive_field.receptive_fields(net, ["0"], noise(1, 9))
 
 
 def test_missing_matplotlib_names_the_cure(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(InputError, match=r"pip install -r requirements-plots\.txt"):
-        features.need_matplotlib()
+        inspection.need_matplotlib()

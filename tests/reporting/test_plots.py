@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from reporting import plots
+from reporting import plots, scatter
 from reporting.logs import Run
-from reporting.plots import Model
+from reporting.scatter import Model
 from run.errors import InputError
 from tests.reporting.test_logs import record
 
@@ -106,22 +106,22 @@ MARKDOWN = """Some text | with a bar.
 def test_markdown_tables_are_read_also_where_they_stand_side_by_side(tmp_path):
     path = tmp_path / "README.md"
     path.write_text(MARKDOWN)
-    assert plots.read_models(path, "macs", "Top-1") == [
+    assert scatter.read_models(path, "macs", "Top-1") == [
         Model("net_m0", "net_m", 4e8, 74.7),
         Model("net_m1", "net_m", 9e8, 79.2),
         Model("net_a0", "net_a", 4e8, 75.0),
         Model("net_a1", "net_a", 9e8, 79.6),
     ]
-    assert [model.x for model in plots.read_models(path, "ms", "top-1")] == [189, 1177, 334]
-    assert plots.read_models(path, "other", "other") == [Model("x", "x", 1, 1)]
+    assert [model.x for model in scatter.read_models(path, "ms", "top-1")] == [189, 1177, 334]
+    assert scatter.read_models(path, "other", "other") == [Model("x", "x", 1, 1)]
 
 
 def test_csv_tables_name_families_themselves(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("ms,top1,model,family\n1.5,70,m0,one\n2,75,m1,one\n,80,m2,one\n3,81,t,two\n")
-    models = plots.read_models(path, "ms", "top1")
+    models = scatter.read_models(path, "ms", "top1")
     assert models == [Model("m0", "one", 1.5, 70), Model("m1", "one", 2, 75), Model("t", "two", 3, 81)]
-    assert list(plots._families(models[::-1])) == ["two", "one"]
+    assert list(scatter._families(models[::-1])) == ["two", "one"]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_csv_tables_name_families_themselves(tmp_path):
     ],
 )
 def test_numbers_in_cells(cell, number):
-    assert plots.read_number(cell) == number
+    assert scatter.read_number(cell) == number
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_numbers_in_cells(cell, number):
     [("recnext_m3", "recnext_m"), ("repvit_m0_9", "repvit_m"), ("lsnet_t", "lsnet"), ("resnet50", "resnet"), ("mobileone", "mobileone"), ("42", "42")],
 )
 def test_family_is_the_name_without_its_size(label, family):
-    assert plots.family_of(label) == family
+    assert scatter.family_of(label) == family
 
 
 @pytest.mark.parametrize(
@@ -164,14 +164,14 @@ def test_tables_that_do_not_fit_are_refused(tmp_path, text, message):
     if text is not None:
         (tmp_path / "t.csv").write_text(text)
     with pytest.raises(InputError, match=re.escape(message)):
-        plots.read_models(tmp_path / "t.csv", "x", "y")
+        scatter.read_models(tmp_path / "t.csv", "x", "y")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".html"])
 def test_scatter_is_drawn(tmp_path, suffix):
     path, out = tmp_path / "t.md", tmp_path / f"s{suffix}"
     path.write_text(MARKDOWN)
-    plots.plot_scatter(path, "MACs", "top-1", out=out)
+    scatter.plot_scatter(path, "MACs", "top-1", out=out)
     assert out.stat().st_size > 5000
     if suffix == ".html":
         text = out.read_text(encoding="utf-8")
@@ -188,7 +188,7 @@ def test_labels_keep_off_points_and_each_other():
     for members in families.values():
         axes.plot([model.x for model in members], [model.y for model in members])
     axes.margins(0.2)
-    plots._label_points(figure, axes, families)
+    scatter._label_points(figure, axes, families)
     boxes = {text.get_text(): text.get_window_extent() for text in axes.texts if text.get_text()}
     assert sorted(boxes) == ["end", "name_one", "name_two"]
     assert not boxes["name_one"].overlaps(boxes["name_two"])
@@ -197,9 +197,9 @@ def test_labels_keep_off_points_and_each_other():
 
 @pytest.mark.parametrize(("low", "high", "ticks"), [(3, 40, [2, 5, 10, 20, 50, 100])])
 def test_round_numbers_for_a_logarithmic_axis(low, high, ticks):
-    assert plots._round_numbers(low, high) == pytest.approx(ticks)
+    assert scatter._round_numbers(low, high) == pytest.approx(ticks)
 
 
 @pytest.mark.parametrize(("value", "text"), [(500, "500"), (5e8, "500M"), (1e9, "1G"), (2e5, "200k")])
 def test_short_numbers(value, text):
-    assert plots._short(value) == text
+    assert scatter._short(value) == text

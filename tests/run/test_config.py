@@ -5,7 +5,7 @@ import inspect
 import pytest
 import yaml
 
-from run import config
+from run import config, settings
 from run.config import Config, InputError
 from tests.conftest import ROOT, run_command
 
@@ -138,9 +138,9 @@ def test_model_kwargs_of_two_flags_add_up():
 def test_dumped_settings_read_back_the_same(tmp_path):
     cfg, _ = config.parse([*DIGITS, "--opt-betas", "0.8", "0.9", "--model-kwargs", "a=1", "b=[2, 3]", "--clip-grad", "none", "--amp"])
     path = tmp_path / "args.yaml"
-    path.write_text(config.dump(cfg))
+    path.write_text(settings.dump(cfg))
     assert config.parse(["--config", str(path)])[0] == cfg
-    assert set(yaml.safe_load(config.dump(cfg))) == set(config.FIELDS)
+    assert set(yaml.safe_load(settings.dump(cfg))) == set(config.SETTINGS.fields)
 
 
 def test_distillation_is_hard_by_default_and_none_for_fine_tuning():
@@ -153,4 +153,4 @@ def test_help_needs_no_torch_and_names_every_flag():
     code = "import sys, main\ntry:\n main.main(['--help'])\nexcept SystemExit:\n assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     done = run_command("-c", code)
     assert done.returncode == 0, done.stderr
-    assert [name for name in config.FIELDS if f"--{name.replace('_', '-')}" not in done.stdout] == []
+    assert [name for name in config.SETTINGS.fields if f"--{name.replace('_', '-')}" not in done.stdout] == []

@@ -1,0 +1,108 @@
+"""JPEGs decoded as far down as their pixels are wanted, strictly, with Pillow for what the decoder does not take."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+try:
+    import simplejpeg
+except ImportError:  # said by `pixels.require`, where the fast loader is asked for
+    simplejpeg = None
+
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers that start a frame
+_BASELINE = 0xC0
+_SCAN = 0xDA
+_RESTARTS = 0xDD
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Where a JPEG's bytes tell of its frame: offset of the frame's marker, and what is in it.
+
+    `is_one_pass`: all components are coded together, from top to bottom and without restart markers."""
+
+    offset: int
+    height: int
+    width: int
+    is_one_pass: bool
+
+
+def _find_frame(data: bytes) -> _Frame | None:
+    """The frame of a JPEG in colour or grayscale; None where `data` is none, or a CMYK one, whose colours Pillow converts its own way."""
+    if data[:2] != b"\xff\xd8":
+        return None
+    offset, start, has_restarts = 2, None, False
+    while offset + 12 < len(data) and data[offset] == 0xFF:
+        marker = data[offset + 1]
+        if marker in _FRAMES:
+            start = offset
+        elif marker == _RESTARTS:
+            has_restarts = True
+        elif marker == _SCAN:
+            break
+        offset += 2 + (data[offset + 2] << 8 | data[offset + 3])
+    else:
+        return None
+    if start is None or data[start + 9] not in (1, 3):
+        return None
+    height, width = data[start + 5] << 8 | data[start + 6], data[start + 7] << 8 | data[start + 8]
+    is_one_pass = data[start + 1] == _BASELINE and data[offset + 4] == data[start + 9] and not has_restarts
+    return _Frame(start, height, width, is_one_pass) if height and width else None
+
+
+MARGIN = 1  # rows below the last one wanted that its colours are interpolated from, whatever the subsampling
+_LEFT_OVER = " extraneous bytes before marker 0xd9"  # all that libjpeg-turbo has to say where it left a sound scan early: the next marker is the end's
+
+
+def decode_jpeg(data: bytes, frame: _Frame, num_rows: int) -> np.ndarray:
+    """The image in a JPEG, or so much of its top that the first `num_rows` rows are all there; ValueError where it is damaged.
+
+    Where possible the decoder is told of a lower image than there is, and stops early: most of its time goes into unpacking
+    codes row by row. It then finds bytes left over; for anything else that it finds, the whole image is decoded."""
+    num_rows += MARGIN
+    if num_rows < frame.height and frame.is_one_pass:
+        lower = bytearray(data)
+        lower[frame.offset + 5 : frame.offset + 7] = num_rows.to_bytes(2, "big")
+        image = np.empty((num_rows, frame.width, 3), np.uint8)
+        try:
+            return simplejpeg.decode_jpeg(lower, colorspace="RGB", buffer=image)
+        except ValueError as error:  # the rows are there nevertheless
+            if str(error).endswith(_LEFT_OVER):
+                return image
+    return simplejpeg.decode_jpeg(data, colorspace="RGB")
+
+
+class Encoded:
+    """An image file's content, decoded when its pixels are asked for.
+
+    `is_fallback` tells whether Pillow had to decode it, for it is no JPEG, or a CMYK, damaged or very odd one."""
+
+    def __init__(self, data: bytes, open_image: Callable[[], Image.Image]):
+        self._data, self._open_image = data, open_image
+        self._frame = _find_frame(data)
+        self.is_fallback = False
+        self.shape = (self._frame.height, self._frame.width, 3) if self._frame is not None else self._fall_back().shape
+
+    def _fall_back(self) -> np.ndarray:
+        self.is_fallback, self._frame = True, None
+        self._image = np.array(self._open_image())
+        return self._image
+
+    def top(self, num_rows: int) -> np.ndarray:
+        """The first `num_rows` rows, (num_rows, W, 3)."""
+        if self._frame is None:
+            return self._image[:num_rows]
+        try:
+            return decode_jpeg(self._data, self._frame, num_rows)[:num_rows]
+        except ValueError:
+            return self._fall_back()[:num_rows]
+
+
+def top(image: np.ndarray | Encoded, num_rows: int) -> np.ndarray:
+    """The first `num_rows` rows of an image, (num_rows, W, 3)."""
+    return image.top(num_rows) if isinstance(image, Encoded) else image[:num_rows]
+
+
+AnyImage = Image.Image | np.ndarray | Encoded
