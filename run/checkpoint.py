@@ -24,12 +24,11 @@ from torch import Tensor, nn
 
 from run import disk, integrity
 from run.config import Config
-from run.errors import InputError, first_line
+from run.errors import InputError
 from utils import Rank, gather, log, mean_over_processes, unwrap
 
 LAST, BEST, BEST_EMA = "checkpoint_last.pth", "checkpoint_best.pth", "checkpoint_best_ema.pth"
 NUM_KEPT = 3
-USE_ANOTHER = "use another one, or fetch it again"
 
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]  # the function that pickles of numpy scalars call; its module was renamed in numpy 2
 
@@ -90,18 +89,6 @@ def is_torchscript(path: Path) -> bool:
         return False
 
 
-def require_intact(path: Path) -> bool:
-    """Whether the file carries a checksum of ours. InputError where it does, and holds something else than was written."""
-    try:
-        with path.open("rb") as file:
-            is_sealed = integrity.is_sealed(file)
-            if is_sealed and not integrity.is_intact(file):
-                raise InputError(f"{path} is damaged (it is not what was written: its checksum differs)", USE_ANOTHER)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error})", USE_ANOTHER) from error
-    return is_sealed
-
-
 def read(source: str) -> dict:
     """Checkpoint in a file, at a URL or on the hub, on the CPU. Never runs code from it; InputError where that would be needed, and
     where the file is damaged, which is certain to be noticed where it carries a checksum."""
@@ -118,7 +105,7 @@ def _read(source: str) -> tuple[dict, bool]:
         return path, False
     if path.suffix == ".safetensors":
         return _read_safetensors(path), False
-    is_sealed = require_intact(path)
+    is_sealed = integrity.require_intact(path)
     if is_torchscript(path):
         raise InputError(f"{source} is a TorchScript program: evaluate it with fuse_eval.py, which runs it")
     checkpoint = _unpickle(path, source)
@@ -140,19 +127,7 @@ def _unpickle(path: Path, source: str):
             "use another, or have who made it save its tensors alone, with torch.save({'model': state_dict}, path)",
         ) from error
     except Exception as error:  # of many kinds: torch follows whatever a damaged file says
-        raise InputError(f"{source} is no complete checkpoint ({_fault(path, error)})", USE_ANOTHER) from error
-
-
-def _fault(path: Path, error: Exception) -> str:
-    """What is wrong with a file that torch could not read. Never torch's advice, which is to run what is in it."""
-    with path.open("rb") as file:
-        head = file.read(4096)
-    if not any(head):
-        return "it starts with zeros" if head else "it is empty"
-    if head.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(path):
-        return "it is cut off: the end of the archive is missing"
-    text = f"{type(error).__name__}: {first_line(error)}"
-    return "its content makes no sense" if re.search("weights.only", text, re.IGNORECASE) else text
+        raise InputError(f"{source} is no complete checkpoint ({integrity.fault(path, error)})", integrity.USE_ANOTHER) from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -205,4 +205,4 @@ def test_minutes_between_checkpoints(digits_folder, tmp_path, monkeypatch):
     real = checkpoint.save
     monkeypatch.setattr(checkpoint, "save", lambda saved, folder, names: (written.append((saved["epoch"], saved["step"])), real(saved, folder, names)))
     assert main.main(flags_of(digits_folder, tmp_path, "--checkpoint-minutes=1e-9", "--epochs=1")) == 0
-    assert written == [(-1, step) for step in range(1, 6)] + [(0, 0)]
+    assert written == [(-1, step) for step in range(6)] + [(0, 0)]  # the first before the first step
