@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from run.command import discard_output, tell
+from run.command import discard, tell
 from run.errors import InputError
 
 log = logging.getLogger("understudy")
@@ -133,19 +133,19 @@ class Console(logging.StreamHandler):
 
     def __init__(self):
         super().__init__(sys.stdout)
-        if sys.stdout is None:
-            self._give_up("it is closed")
+        if sys.stdout is None:  # it was closed from the start
+            self._fall_silent("it is closed")
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exception()
         if isinstance(error, OSError) or self.stream.closed:
-            self._give_up(getattr(error, "strerror", None) or "it is closed")
+            discard(self.stream)
+            self._fall_silent(getattr(error, "strerror", None) or "it is closed")
         else:
             super().handleError(record)
 
-    def _give_up(self, reason: str) -> None:
+    def _fall_silent(self, reason: str) -> None:
         self.setLevel(logging.CRITICAL + 1)
-        discard_output()
         tell(f"standard output cannot be written ({reason}): the run goes on without it, and writes its files\n")
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from typing import TextIO
 
 from run.errors import InputError
 
@@ -41,10 +42,10 @@ def tell(text: str) -> None:
         sys.stderr.flush()
 
 
-def discard_output() -> None:
-    """Let what is still to be written to standard output vanish, where it would fail."""
+def discard(stream: TextIO | None) -> None:
+    """Let what `stream` still holds, and what else is written to it, vanish instead of failing."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        number = sys.stdout.fileno()
+        number = stream.fileno()
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, number)
         os.close(null)
@@ -55,7 +56,7 @@ def flush_output() -> None:
     try:
         sys.stdout.flush()
     except (OSError, ValueError, AttributeError):
-        discard_output()
+        discard(sys.stdout)
 
 
 def reserve_standard_streams() -> None:
