@@ -175,6 +175,23 @@ def test_every_checkpoint_of_a_run_carries_a_checksum(finished):
             assert checkpoint.integrity.is_sealed(file) and checkpoint.integrity.is_intact(file)
 
 
+def test_a_log_is_never_without_a_checkpoint(finished, flags, tmp_path, monkeypatch):
+    """Killed after the log's first line, before the checkpoint of that epoch: the run goes on from its start."""
+    real = checkpoint.save
+
+    def die(saved: dict, *args) -> None:
+        if saved["epoch"] == 0:
+            raise KeyboardInterrupt
+        real(saved, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint, "save", die)
+        main.main([*flags, f"--output_dir={tmp_path}"])
+    assert len(read_log(tmp_path)) == 1 and checkpoint.position(find(tmp_path)) == (0, 0)
+    assert main.main([*flags, f"--output_dir={tmp_path}", "--resume=auto"]) == 0
+    assert [steady(record) for record in read_log(tmp_path)] == [steady(record) for record in read_log(finished)]
+
+
 # ---- what a resumed run leaves alone
 
 

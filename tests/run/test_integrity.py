@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import tarfile
 import zipfile
 
 import pytest
@@ -22,6 +23,14 @@ def archive(content=None) -> bytes:
 def sealed(content=None) -> bytes:
     buffer = io.BytesIO(archive(content))
     integrity.seal(buffer)
+    return buffer.getvalue()
+
+
+def tar() -> bytes:
+    """An archive that torch takes for one of its first format."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as opened:
+        opened.addfile(tarfile.TarInfo("storages"))
     return buffer.getvalue()
 
 
@@ -99,6 +108,7 @@ def test_only_our_own_files_without_a_checksum_are_remarked_on(tmp_path, caplog)
         (sealed()[:-500], "it is cut off"),
         (b"hello, this is text", "no complete checkpoint"),
         (random.Random(1).randbytes(5000), "w.pth is"),
+        (tar(), "its content makes no sense"),
     ],
 )
 def test_messages_name_the_fault_and_never_advise_running_what_is_in_the_file(tmp_path, content, words):
