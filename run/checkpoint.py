@@ -94,7 +94,7 @@ def read(source: str) -> dict:
     where the file is damaged, which is certain to be noticed where it carries a checksum."""
     checkpoint, is_sealed = _read(source)
     if not is_sealed and isinstance(checkpoint.get("args"), dict):
-        log.warning("%s carries no checksum, as those written by this project now do: damage to it may pass unnoticed", source)
+        log.info("%s carries no checksum, as those written by this project now do: damage to it may pass unnoticed", source)
     return checkpoint
 
 

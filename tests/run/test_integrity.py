@@ -89,6 +89,7 @@ def test_files_without_a_checksum_are_told_from_damaged_ones():
 
 
 def test_only_our_own_files_without_a_checksum_are_remarked_on(tmp_path, caplog):
+    caplog.set_level("INFO", "understudy")
     for name, content, is_remarked in (("ours", {"model": {}, "args": {"lr": 1.0}}, True), ("published", {"model": {}}, False)):
         (tmp_path / f"{name}.pth").write_bytes(archive(content))
         caplog.clear()
