@@ -30,18 +30,18 @@ def holds_run(folder: Path) -> bool:
 
 
 def claim_folder(cfg: Config, rank: Rank, held: contextlib.ExitStack) -> Path:
-    """The run's folder, made if need be, and no other run's until `held` is closed; nothing in it changes yet.
+    """The run's folder, made if need be, and no other run's until `held` is closed; nothing but its lock changes yet.
 
     InputError where it cannot be written, another run is writing there, or it holds a run that is not to be continued."""
     folder = choose_folder(cfg)
     if rank.is_main:
-        if holds_run(folder) and not (cfg.resume or cfg.overwrite):
-            raise InputError(f"{folder} already holds a run: continue it with --resume auto, delete it with --overwrite, or choose another --output_dir")
         with disk.writing(f"--output_dir {folder}", "choose another folder"):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / ".writable").touch()
             (folder / ".writable").unlink()
             held.enter_context(locked(folder))
+        if holds_run(folder) and not (cfg.resume or cfg.overwrite):
+            raise InputError(f"{folder} already holds a run: continue it with --resume auto, delete it with --overwrite, or choose another --output_dir")
     return folder
 
 

@@ -237,7 +237,7 @@ def test_a_second_writer_stops_at_once_and_a_dead_one_holds_nobody_back(copy, fl
     try:
         assert holder.stdout.readline() == "held\n"
         before = (copy / "log.txt").read_bytes()
-        for more in (["--resume=auto"], ["--overwrite"]):
+        for more in (["--resume=auto"], ["--overwrite"], []):
             with pytest.raises(InputError, match=rf"in use by another run \(host {os.uname().nodename}, process {holder.pid}, since 20\d\d-.*choose another"):
                 main.main([*flags, *more, f"--output_dir={copy}"])
         assert (copy / "log.txt").read_bytes() == before
