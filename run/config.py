@@ -32,7 +32,7 @@ class Config:
     memory_format: str = setting("auto", "layout of activations; auto: channels_last", choices=("auto", "nchw", "channels_last"))
     output_dir: str | None = setting(None, "folder of log and checkpoints (default: checkpoints/<model>/<time>)")
     overwrite: bool = setting(False, "start afresh in a folder that holds a run, deleting that run")
-    resume: str | None = setting(None, "checkpoint to continue or, with --eval, to evaluate: file, URL, hf-hub:name, or auto (the newest sound one in its folder)")
+    resume: str | None = setting(None, "checkpoint to continue or, with --eval, to evaluate: file, URL, hf-hub:name, or auto (newest sound one in its folder)")
     save_freq: int = setting(1, "epochs between numbered checkpoints, of which the last three are kept", at_least=1)
     checkpoint_steps: int | None = setting(None, "optimiser steps between checkpoints inside an epoch (default: none inside)", at_least=1)
     checkpoint_minutes: float | None = setting(None, "minutes between checkpoints inside an epoch (default: none inside)", above=0)
