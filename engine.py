@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from loading.keys import draw_words
 from losses import count_correct, is_finite
-from run import checkpoint
+from run import checkpoint, disk
 from run.checkpoint import TrainState
 from run.config import Config
 from run.errors import InputError
@@ -242,18 +242,27 @@ PUBLISHED_KEYS = ("train_lr", "train_loss", "test_loss", "test_acc1", "test_acc5
 
 
 class Saver:
-    """Writes a run's checkpoints: after every epoch, and inside epochs as often as asked for or when the run is told to stop."""
+    """Writes a run's checkpoints: before the first step, after every epoch, and inside epochs as often as asked for or when the run is
+    told to stop. The best weights are replaced by better ones alone, also where a run goes on from before they were found."""
 
     def __init__(self, cfg: Config, parts: Parts, state: TrainState, *, folder: Path, facts: dict, run: dict, stop: StopRequest):
         self.cfg, self.parts, self.state = cfg, parts, state
         self.folder, self.facts, self.run, self.stop = folder, facts, run, stop
+        self.full_disk = disk.FullDisk(cfg, parts.rank)
         self.metrics = {}
+        bests = {checkpoint.BEST: "test_acc1", checkpoint.BEST_EMA: "test_ema_acc1"} if parts.rank.is_main else {}
+        self.held = {name: (key, checkpoint.held_accuracy(folder / name, key)) for name, key in bests.items()}
         self.last_save = time.perf_counter()
+
+    def before_training(self) -> None:
+        """Save where there is no last checkpoint yet: so that a log is never without one, and a full disk is found out at once."""
+        is_missing = self.parts.rank.is_main and not (self.folder / checkpoint.LAST).exists()
+        if any_process([is_missing], self.parts.rank)[0]:
+            self._write([checkpoint.LAST])
 
     def _write(self, names: list[str]) -> None:
         collected = checkpoint.collect(self.cfg, self.state, facts=self.facts, run=self.run, metrics=self.metrics, rank=self.parts.rank)
-        if self.parts.rank.is_main:
-            checkpoint.save(collected, self.folder, names)
+        self.full_disk.write(lambda: checkpoint.save(collected, self.folder, names) if self.parts.rank.is_main else None)
         self.last_save = time.perf_counter()
 
     def after_step(self) -> bool:
@@ -265,11 +274,17 @@ class Saver:
             self._write([checkpoint.LAST])
         return must_stop
 
-    def after_epoch(self, record: dict, *, is_best: bool, is_best_ema: bool) -> bool:
+    def write_record(self, run_records, record: dict) -> None:
+        """Append an epoch's numbers to the run's log."""
+        self.full_disk.write(lambda: run_records.write(record))
+
+    def after_epoch(self, record: dict) -> bool:
         """Save; whether any process was asked to stop."""
         self.metrics = record
+        better = {name: (key, record[key]) for name, (key, accuracy) in self.held.items() if record.get(key, -1.0) > accuracy}
         names = [checkpoint.LAST, *([f"checkpoint_{record['epoch']}.pth"] if (record["epoch"] + 1) % self.cfg.save_freq == 0 else [])]
-        self._write(names + [checkpoint.BEST] * is_best + [checkpoint.BEST_EMA] * is_best_ema)
+        self._write([*names, *better])
+        self.held |= better
         if self.parts.rank.is_main:
             checkpoint.prune(self.folder, record["epoch"])
         return any_process([self.stop.is_made], self.parts.rank)[0]
@@ -277,6 +292,7 @@ class Saver:
 
 def fit(cfg: Config, parts: Parts, state: TrainState, loader, val_loader: Iterable, *, run_records, saver: Saver) -> bool:
     """Train from `state` to the recipe's last epoch; after each one evaluate, write a record, save. False if told to stop before."""
+    saver.before_training()
     for epoch in range(state.epoch, cfg.epochs):
         batches = loader.batches(epoch, state.step)
         trained = train_one_epoch(
@@ -296,10 +312,10 @@ def fit(cfg: Config, parts: Parts, state: TrainState, loader, val_loader: Iterab
         eval_start = time.perf_counter()
         tested = _evaluate_both(state, val_loader, parts)
         state.scheduler.step(epoch, tested["test_acc1"])
-        is_best, is_best_ema = _keep_best(state, tested)
+        _keep_best(state, tested)
         record = _record(state, epoch, trained, tested, eval_s=time.perf_counter() - eval_start)
-        run_records.write(record)
-        must_stop = saver.after_epoch(record, is_best=is_best, is_best_ema=is_best_ema)
+        saver.write_record(run_records, record)
+        must_stop = saver.after_epoch(record)
         _log_epoch(record)
         if must_stop and state.epoch < cfg.epochs:
             log.warning("told to stop: saved after epoch %d; continue with --resume auto", epoch)
@@ -327,13 +343,10 @@ def _log_epoch(record: dict) -> None:
     )
 
 
-def _keep_best(state: TrainState, tested: dict) -> tuple[bool, bool]:
-    """Whether this epoch's raw and EMA weights are the best so far; remembers their accuracies."""
-    is_best = tested["test_acc1"] > state.best_acc1
-    is_best_ema = "test_ema_acc1" in tested and tested["test_ema_acc1"] > state.best_ema_acc1
-    state.best_acc1 = tested["test_acc1"] if is_best else state.best_acc1
-    state.best_ema_acc1 = tested["test_ema_acc1"] if is_best_ema else state.best_ema_acc1
-    return is_best, is_best_ema
+def _keep_best(state: TrainState, tested: dict) -> None:
+    """Remember this epoch's raw and EMA accuracies where they are the best so far."""
+    state.best_acc1 = max(state.best_acc1, tested["test_acc1"])
+    state.best_ema_acc1 = max(state.best_ema_acc1, tested.get("test_ema_acc1", -1.0))
 
 
 def announce(cfg: Config, state: TrainState, loader, rank: Rank) -> None:

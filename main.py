@@ -3,14 +3,15 @@
 A table of contents: each line builds one part and hands it on. What needs torch is imported once the settings are read, so that
 `--help` and misspelt flags answer at once."""
 
+import contextlib
 import sys
 
 from run import config
 from run.command import STOPPED, run_process
 
 
-def train(cfg: config.Config, rank) -> int:
-    """Train: from scratch, from given weights, or on from a checkpoint. The exit code."""
+def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
+    """Train: from scratch, from given weights, or on from a checkpoint. The exit code; `held` is to be closed when the run ends."""
     import datasets
     import engine
     import losses
@@ -18,12 +19,13 @@ def train(cfg: config.Config, rank) -> int:
     from distillation import labelling
     from loading import augment
     from run import checkpoint, network, optim, records
+    from run.folder import claim_folder, find_checkpoint
 
     amp_dtype = utils.pick_amp(cfg.amp, rank.device)
     memory_format = utils.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
     stop = utils.StopRequest()
     train_images, val_images = datasets.open_images(cfg)
-    folder = records.claim_folder(cfg, rank)
+    folder = claim_folder(cfg, rank, held)
     loader, val_loader = datasets.build_train_loader(cfg, train_images, rank), datasets.build_val_loader(cfg, val_images, rank)
     num_classes = len(train_images.classes)
     with utils.main_first(rank):
@@ -41,7 +43,7 @@ def train(cfg: config.Config, rank) -> int:
         epoch=cfg.start_epoch,
     )
     run = {"global_batch": loader.global_batch, "num_images": len(train_images), "class_names": train_images.classes}
-    if source := records.find_checkpoint(cfg, folder):
+    if source := find_checkpoint(cfg, folder, rank):
         checkpoint.resume(cfg, state, source, run=run, rank=rank)
     parts = engine.Parts(
         criterion=losses.build_criterion(cfg),
@@ -70,12 +72,13 @@ def evaluate(cfg: config.Config, rank) -> int:
     import datasets
     import engine
     import utils
-    from run import checkpoint, network, records
+    from run import checkpoint, network
+    from run.folder import choose_folder, find_checkpoint
 
     amp_dtype = utils.pick_amp(cfg.amp, rank.device)
     memory_format = utils.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
     _, images = datasets.open_images(cfg)
-    source = records.find_checkpoint(cfg, records.choose_folder(cfg))
+    source = find_checkpoint(cfg, choose_folder(cfg), rank)
     saved = checkpoint.read_for_evaluation(cfg, source, datasets.facts(cfg, images.classes)) if source else None
     has_dist_head = any("dist" in name for name in saved) if saved else cfg.distillation != "none"
     net = network.build(cfg, len(images.classes), distillation=has_dist_head)
@@ -94,7 +97,8 @@ def main(argv: list[str]) -> int:
     rank = utils.start_process(cfg.device, cfg.seed)
     for note in notes:
         utils.log.info(note)
-    exit_code = evaluate(cfg, rank) if cfg.eval else train(cfg, rank)
+    with contextlib.ExitStack() as held:
+        exit_code = evaluate(cfg, rank) if cfg.eval else train(cfg, rank, held)
     utils.stop_process()
     return exit_code
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from run.command import discard, tell
 from run.errors import InputError
 
 log = logging.getLogger("understudy")
@@ -127,9 +128,30 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+class Console(logging.StreamHandler):
+    """Standard output for as long as it can be written; then one line on standard error, and silence."""
+
+    def __init__(self):
+        super().__init__(sys.stdout)
+        if sys.stdout is None:  # it was closed from the start
+            self._fall_silent("it is closed")
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exception()
+        if isinstance(error, OSError) or self.stream.closed:
+            discard(self.stream)
+            self._fall_silent(getattr(error, "strerror", None) or "it is closed")
+        else:
+            super().handleError(record)
+
+    def _fall_silent(self, reason: str) -> None:
+        self.setLevel(logging.CRITICAL + 1)
+        tell(f"standard output cannot be written ({reason}): the run goes on without it, and writes its files\n")
+
+
 def start_logging(rank: Rank) -> None:
     """Send the first process's `log` to the console, and other processes' errors, tagged with their rank."""
-    handler = logging.StreamHandler(sys.stdout)
+    handler = Console()
     handler.setFormatter(logging.Formatter("%(message)s" if rank.is_main else f"[rank {rank.index}] %(message)s"))
     log.handlers[:] = [handler]
     log.propagate = False
@@ -165,6 +187,14 @@ def any_process(flags: list[bool], rank: Rank) -> list[bool]:
     values = torch.tensor(flags, dtype=torch.int32)
     dist.all_reduce(values, dist.ReduceOp.MAX, group=rank.control)
     return values.bool().tolist()
+
+
+def from_main(find: Callable[[], str | None], rank: Rank) -> str | None:
+    """What `find` returns on the first process, on all of them; the others wait, and do not call it."""
+    found = [find() if rank.is_main else None]
+    if rank.world_size > 1:
+        dist.broadcast_object_list(found, group=rank.control)
+    return found[0]
 
 
 class StopRequest:

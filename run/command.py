@@ -1,12 +1,14 @@
 """What every command line shares: how flags are spelt, how a fault is told in one line, and exit codes."""
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from typing import TextIO
 
 from run.errors import InputError
 
@@ -33,6 +35,39 @@ def run_command(command: Callable[[list[str]], None], argv: list[str]) -> int:
     return 0
 
 
+def tell(text: str) -> None:
+    """Write to standard error, if there is one."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+def discard(stream: TextIO | None) -> None:
+    """Let what `stream` still holds, and what else is written to it, vanish instead of failing."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        number = stream.fileno()
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, number)
+        os.close(null)
+
+
+def flush_output() -> None:
+    """Write out what standard output still holds, or discard it: a reader such as `head` may be gone."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):
+        discard(sys.stdout)
+
+
+def reserve_standard_streams() -> None:
+    """Point closed standard streams at nothing: else the next files to be opened get their numbers, and what libraries print."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+
+
 STOPPED = 85  # exit code: saved, start me again with --resume auto
 
 
@@ -43,7 +78,7 @@ def explain(error: BaseException) -> int:
     before they speak, but for the first process where the user can put it right: that, all of them found."""
     index = int(os.environ.get("RANK", 0))
     if isinstance(error, KeyboardInterrupt):
-        sys.stderr.write("interrupted; a training run goes on from its last checkpoint with --resume auto\n" if index == 0 else "")
+        tell("interrupted; a training run goes on from its last checkpoint with --resume auto\n" if index == 0 else "")
         return 130
     if is_distributed() and not (index == 0 and isinstance(error, InputError)):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from the launcher: no request to save any more
@@ -57,7 +92,7 @@ def explain(error: BaseException) -> int:
     if not isinstance(error, InputError):
         traceback.print_exception(error)
         return 1
-    sys.stderr.write(f"error: {error}\n" if index == 0 else f"[rank {index}] error: {error}\n")
+    tell(f"error: {error}\n" if index == 0 else f"[rank {index}] error: {error}\n")
     return 1
 
 
@@ -67,14 +102,16 @@ def is_distributed() -> bool:
 
 def leave(exit_code: int) -> None:
     """End a failed process; among several at once, for tidying up would wait for processes that are gone."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_output()
     os._exit(exit_code) if is_distributed() else sys.exit(exit_code)
 
 
 def run_process(main: Callable[[list[str]], int], argv: list[str]) -> None:
     """Run a command that may be one of several processes, and exit: with its code, or 1 and the cause of its failure, told once."""
+    reserve_standard_streams()
     try:
         sys.exit(main(argv))
     except (Exception, KeyboardInterrupt) as failure:
         leave(explain(failure))
+    finally:
+        flush_output()

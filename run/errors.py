@@ -1,11 +1,19 @@
-"""The exception for what a user can put right: bad flags, files, data or checkpoints."""
+"""The exceptions for what a user can put right: bad flags, files, data or checkpoints; a full disk."""
 
 
 class InputError(ValueError):
-    """What happened, where, and what to do; `main.py` prints its text alone, without a traceback, and exits with 1."""
+    """What happened and where (`fact`), and what to do; `main.py` prints its text alone, without a traceback, and exits with 1."""
+
+    def __init__(self, fact: str, cure: str = ""):
+        super().__init__(f"{fact}: {cure}" if cure else fact)
+        self.fact = fact
 
     def __str__(self) -> str:
         return super().__str__().rpartition("errors.InputError: ")[2].strip()  # a loader's worker wraps it in its own traceback
+
+
+class DiskFull(InputError):
+    """Something could not be written for want of room; nothing of it is left, and it may be tried again."""
 
 
 def first_line(error: BaseException) -> str:
