@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import signal
 import sys
 import time
@@ -33,6 +34,24 @@ def run_command(command: Callable[[list[str]], None], argv: list[str]) -> int:
     return 0
 
 
+def killed_loader(error: BaseException) -> InputError | None:
+    """What to tell the user where the cause of `error` is that a loader process was killed from outside; None where it is not.
+
+    The loss of one is raised wherever the training process is at that moment, and what is there may take it for its own failure."""
+    while error is not None:
+        if isinstance(error, RuntimeError) and (match := re.search(r"DataLoader worker \(pid.*?\) (?:is killed by signal: ([\w ]+))?", str(error))):
+            cause = {
+                "Bus error": "shared memory ran out: enlarge /dev/shm (docker run --shm-size)",
+                "Killed": "the system does so where memory runs out: give the job more",
+            }.get(match[1], "memory may have run out: give the job more")
+            return InputError(
+                f"a loader process was killed from outside ({match[1] or 'it is gone'}); {cause}, or lower --num-workers or --batch-size. "
+                "Then start again, a training run with --resume auto"
+            )
+        error = error.__cause__ or error.__context__
+    return None
+
+
 STOPPED = 85  # exit code: saved, start me again with --resume auto
 
 
@@ -40,20 +59,20 @@ def explain(error: BaseException) -> int:
     """Name the cause of a failed run, once for all its processes; the exit code.
 
     The launcher ends all processes as soon as one has ended, and those would only tell that the others are gone. So all wait
-    before they speak, but for the first process where the user can put it right: that, all of them found."""
+    before they speak, but for the one that lost a loader process, and the first where the user can put it right: that, all of them found."""
     index = int(os.environ.get("RANK", 0))
+    killed = killed_loader(error)
+    error = killed or error
     if isinstance(error, KeyboardInterrupt):
         sys.stderr.write("interrupted; a training run goes on from its last checkpoint with --resume auto\n" if index == 0 else "")
         return 130
-    if is_distributed() and not (index == 0 and isinstance(error, InputError)):
+    if is_distributed() and not killed and not (index == 0 and isinstance(error, InputError)):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from the launcher: no request to save any more
         time.sleep(5)
         from utils import StopRequest
 
         if StopRequest.is_made:  # the launcher's signal came while this process still waited for one that is gone
             return 1
-    if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error):
-        error = InputError("a loader process was killed from outside, often for want of memory: lower --num_workers, then --resume auto")
     if not isinstance(error, InputError):
         traceback.print_exception(error)
         return 1
