@@ -16,7 +16,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from loading import pixels
-from loading.checking import FALLBACK, check, find_images, writing
+from loading.checking import DAMAGED, FALLBACK, NOT_AN_IMAGE, check, find_images, writing
 from loading.loaders import count_cores
 from run.command import positive_int, run_process, spellings
 
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         say(f"interrupted: {args.out} is not written")
         return 130
-    found = ", ".join(f"{count:,} {kind}" for kind, count in counts.items()) or "no problem"
+    found = ", ".join(f"{counts[kind]:,} {kind}" for kind in (DAMAGED, NOT_AN_IMAGE, FALLBACK) if counts[kind]) or "no problem"
     print(f"{tree.num_images:,} images: {found}; {tree.num_others:,} other files passed over. The list: {args.out}")
     return 1 if set(counts) - {FALLBACK} else 0
 
