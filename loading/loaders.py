@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,6 +46,14 @@ def _ready(batches: Iterator[Batch], device: torch.device, *, num_batches: int, 
         yield batch
 
 
+def _received(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches of loader processes; where one died while its batch was fetched, the error with which torch tells so elsewhere."""
+    try:
+        yield from batches
+    except (ConnectionError, EOFError, FileNotFoundError) as error:
+        raise RuntimeError("DataLoader worker (pid unknown) is gone") from error
+
+
 SHARE_EVERY = 64  # micro-batches between which processes tell each other of damaged files
 
 
@@ -73,7 +82,7 @@ class TrainLoader:
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The micro-batches of `epoch` from optimiser step `first_step` on. DamagedImages, in every process, where too many are."""
         self.sampler.start(epoch=epoch, step=first_step)
-        return self._watched(iter(self.loader), num_batches=len(self.sampler))
+        return self._watched(_received(iter(self.loader)), num_batches=len(self.sampler))
 
     def _watched(self, batches: Iterator[Batch], *, num_batches: int) -> Iterator[Batch]:
         is_alone = self.damage.rank.world_size == 1
@@ -93,7 +102,7 @@ class ValLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """A pass. Every process takes part to its end, where DamagedImages names what is damaged unless it is to be left out."""
-        return self._watched(iter(self.loader))
+        return self._watched(_received(iter(self.loader)))
 
     def _watched(self, batches: Iterator[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         num_damaged = 0
@@ -137,8 +146,15 @@ def _exit_with_parent() -> None:
     os._exit(0)
 
 
+def _tell_unless_parent_left(kind: type[BaseException], error: BaseException, trace) -> None:
+    """Print an error of a worker's own threads, but for that of handing a batch to a parent that stopped fetching it."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
+
+
 def prepare_worker(worker_id: int) -> None:
     """What a loader's process does first."""
+    sys.excepthook = _tell_unless_parent_left
     _obey_parent_alone()
     pixels.prepare_process()
     pixels.keep_freed_memory()

@@ -34,22 +34,26 @@ def run_command(command: Callable[[list[str]], None], argv: list[str]) -> int:
     return 0
 
 
-def killed_loader(error: BaseException) -> InputError | None:
+def killed_loader(error: BaseException | None) -> InputError | None:
     """What to tell the user where the cause of `error` is that a loader process was killed from outside; None where it is not.
 
     The loss of one is raised wherever the training process is at that moment, and what is there may take it for its own failure."""
+    texts = []
     while error is not None:
-        if isinstance(error, RuntimeError) and (match := re.search(r"DataLoader worker \(pid.*?\) (?:is killed by signal: ([\w ]+))?", str(error))):
-            cause = {
-                "Bus error": "shared memory ran out: enlarge /dev/shm (docker run --shm-size)",
-                "Killed": "the system does so where memory runs out: give the job more",
-            }.get(match[1], "memory may have run out: give the job more")
-            return InputError(
-                f"a loader process was killed from outside ({match[1] or 'it is gone'}); {cause}, or lower --num-workers or --batch-size. "
-                "Then start again, a training run with --resume auto"
-            )
+        texts += [str(error)] if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error) else []
         error = error.__cause__ or error.__context__
-    return None
+    if not texts:
+        return None
+    match = re.search(r"is killed by signal: ([\w ]+)", "\n".join(texts))
+    how = match[1] if match else "it is gone"
+    cause = {
+        "Killed": "the system does so where memory runs out: give the job more",
+        "Bus error": "shared memory ran out: enlarge /dev/shm (docker run --shm-size)",
+    }.get(how, "memory may have run out: give the job more")
+    return InputError(
+        f"a loader process was killed from outside ({how}); {cause}, or lower --num-workers or --batch-size. "
+        "Then start again, a training run with --resume auto"
+    )
 
 
 STOPPED = 85  # exit code: saved, start me again with --resume auto
@@ -94,6 +98,9 @@ def leave(exit_code: int) -> None:
 def run_process(main: Callable[[list[str]], int], argv: list[str]) -> None:
     """Run a command that may be one of several processes, and exit: with its code, or 1 and the cause of its failure, told once."""
     try:
-        sys.exit(main(argv))
+        try:
+            sys.exit(main(argv))
+        finally:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a lost loader process may yet be told of: here, but not while the cause is named
     except (Exception, KeyboardInterrupt) as failure:
         leave(explain(failure))
