@@ -165,7 +165,8 @@ def train_one_epoch(
         state.loss_sum = loss_sum
         if step + 1 < num_steps and after_step():
             return None
-    train_loss = all_sum(loss_sum).item() / (num_steps * parts.rank.world_size)
+    # of a copy, for a run that ends before the epoch is evaluated saves each process's own sum
+    train_loss = all_sum(loss_sum.clone()).item() / (num_steps * parts.rank.world_size)
     bad_images = all_sum(torch.tensor(state.bad_images, device=parts.rank.device)).item()
     return {"train_lr": lr, "train_loss": train_loss, "skipped_steps": state.skipped_steps, "bad_images": bad_images, **meter.rates()}
 

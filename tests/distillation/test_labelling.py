@@ -218,7 +218,7 @@ def test_several_processes_read_and_write_groups_that_they_share(stored, digits_
     done = run_command("tests/programs/processes.py", json.dumps(runs))
     assert done.returncode == 0, done.stderr
     *fine, stopped, generated = json.loads(done.stdout)
-    assert [codes for codes, _ in (*fine, generated)] == [[0] * 2] * 3 + [[0] * 4], done.stdout
+    assert [codes for codes, *_ in (*fine, generated)] == [[0] * 2] * 3 + [[0] * 4], done.stdout
     for name in ("auto", "read"):
         assert_same_run(tmp_path / name, tmp_path / "online")
     assert epoch_files(tmp_path / "a") == epoch_files(tmp_path / "b") == epoch_files(stored)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import random
 import shutil
 import tarfile
@@ -19,10 +20,9 @@ from loading import batches, damage, keys
 from loading.sets import open_folder, open_tar
 from run import checkpoint, config
 from run.errors import DamagedImage, DamagedImages, InputError
-from tests.conftest import SHORT_RUN, read_log
+from tests.conftest import SHORT_RUN, read_log, run_command
 from tests.test_main import steady
-from tests.test_processes import launch
-from tests.test_resume import assert_same_run, finish, start, wait_for
+from tests.test_resume import assert_same_run, start, wait_for
 
 CPU = utils.Rank(0, 1, 0, 1, torch.device("cpu"))
 
@@ -323,21 +323,26 @@ def test_killed_and_resumed_with_other_loader_processes(whole, damaged_folder, t
     wait_for(tmp_path / "checkpoint_last.pth", process)
     process.kill()
     process.communicate()
-    finish(start("main.py", *flags, "--num_workers=1", "--resume=auto"), 0)
+    assert main.main([*flags, "--num_workers=1", "--resume=auto"]) == 0
     assert_same_run(tmp_path, whole)
 
 
 @pytest.mark.slow
-def test_two_processes_count_name_and_stop_together(whole, damaged_folder, tmp_path):
-    """Each with loader processes of its own; the limit is passed in the second epoch."""
-    met = [{name for batch in train_loader(damaged_folder).batches(epoch) for name, _ in batch.damaged} for epoch in range(2)]
-    assert met[1] - met[0]
-    done = launch(2, "main.py", *flags_of(damaged_folder, tmp_path, "--batch-size=8", "--num_workers=1", f"--max-bad-images={len(met[0])}"))
-    assert done.returncode != 0 and done.stderr.count(f"training images are damaged, more than --max-bad-images {len(met[0])}") == 1, done.stderr
-    assert {name: done.stdout.count(f"damaged: {name} ") for name in met[0] | met[1]} == dict.fromkeys(met[0] | met[1], 1)
-    (ours,) = read_log(tmp_path)
-    assert (ours["bad_images"], ours["test_bad_images"]) == (read_log(whole)[0]["bad_images"], 2)
-    assert torch.load(tmp_path / "checkpoint_last.pth", weights_only=True)["bad_images"] > 0
+def test_two_processes_count_name_stop_and_go_on_together(whole, damaged_folder, tmp_path):
+    """Each with loader processes of its own: a run to the end, and one that damaged validation images stop after its first epoch."""
+    flags = flags_of(damaged_folder, tmp_path / "end", "--batch-size=8", "--num_workers=1")
+    cut = [*flags, f"--output_dir={tmp_path / 'cut'}"]
+    argvs = [flags, [flag for flag in cut if flag != "--skip-bad-images"], [*cut, "--resume=auto"]]
+    done = run_command("tests/programs/processes.py", json.dumps([(2, "main", argv) for argv in argvs]))
+    assert done.returncode == 0, done.stderr
+    (codes, _, output), (codes_cut, errors_cut, _), (codes_resumed, *_) = json.loads(done.stdout)
+    assert codes == codes_resumed == [0, 0] and 0 not in codes_cut, done.stdout
+    met = {name for epoch in range(2) for batch in train_loader(damaged_folder).batches(epoch) for name, _ in batch.damaged}
+    assert {name: output.count(f"damaged: {name} ") for name in met} == dict.fromkeys(met, 1)
+    assert [name for name in names_in(damaged_folder / "val", VAL) if f"\n  {name}: " not in errors_cut] == []
+    assert_same_run(tmp_path / "cut", tmp_path / "end")
+    counts = [[(record["bad_images"], record["test_bad_images"]) for record in read_log(folder)] for folder in (tmp_path / "end", whole)]
+    assert counts[0] == counts[1]
 
 
 def test_a_run_that_the_limit_stopped_goes_on_where_it_was(whole, damaged_folder, tmp_path, capsys):

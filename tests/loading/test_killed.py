@@ -1,5 +1,6 @@
 """A loader process that is killed from outside: the run ends at once, with one line that says why and what to change."""
 
+import json
 import os
 import re
 import signal
@@ -10,8 +11,7 @@ import pytest
 from loading import loaders
 from run import command
 from run.errors import InputError
-from tests.conftest import ROOT, SHORT_RUN
-from tests.test_processes import launch
+from tests.conftest import ROOT, SHORT_RUN, run_command
 from tests.test_resume import start, wait_for
 
 TOLD = r"a loader process was killed from outside \((Killed|it is gone)\); .*give the job more, or lower --num-workers or --batch-size\. Then start again"
@@ -80,15 +80,13 @@ def test_a_training_run_ends_with_one_line(digits_folder, tmp_path):
 def test_one_of_two_processes_that_loses_a_loader_process_while_evaluating_says_so(digits_folder, tmp_path):
     script = tmp_path / "kill.py"
     script.write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport os, signal, engine, main\nfrom run.command import run_process\nreal = engine.evaluate\n"
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport json, os, signal, engine, main\nfrom tests.programs import processes\nreal = engine.evaluate\n"
         "def evaluate_then_kill(net, loader, parts, *rest):\n    result = real(net, loader, parts, *rest)\n"
         "    if parts.rank.index == 1: os.kill(loader.loader._iterator._workers[0].pid, signal.SIGKILL)\n    return real(net, loader, parts, *rest)\n"
-        "engine.evaluate = evaluate_then_kill\nrun_process(main.main, sys.argv[1:])\n"
+        "engine.evaluate = evaluate_then_kill\nprint(json.dumps(processes.launch(2, 'main', sys.argv[1:])))\n"
     )
     flags = [*SHORT_RUN, "--batch-size=8", "--num_workers=1", "--distillation-type=none", f"--data-path={digits_folder}", f"--output_dir={tmp_path / 'run'}"]
-    done = launch(2, str(script), *flags)
-    assert (
-        done.returncode != 0
-        and len(re.findall(rf"^\[rank 1\] error: {TOLD}", done.stderr, re.M)) == 1
-        and done.stderr.count("a loader process was killed") == 1
-    ), done.stderr
+    done = run_command(str(script), *flags)
+    assert done.returncode == 0, done.stderr
+    codes, errors, _ = json.loads(done.stdout)
+    assert 0 not in codes and len(re.findall(rf"^\[rank 1\] error: {TOLD}", errors, re.M)) == errors.count("a loader process was killed") == 1, errors
