@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from loading.keys import draw_words
+from loading.loaders import ValLoader
 from losses import count_correct, is_finite
 from run import checkpoint, disk
 from run.checkpoint import TrainState
 from run.config import Config
-from run.errors import InputError
+from run.errors import DamagedImages, InputError
 from run.optim import scaled_lr
 from utils import Rank, StopRequest, all_sum, any_process, log, mean_over_processes, unwrap
 
@@ -139,7 +140,7 @@ def train_one_epoch(
     images_per_step: int,
     after_step: Callable[[], bool] = lambda: False,
 ) -> dict | None:
-    """Train from `state.step` to the epoch's end; the epoch's learning rate, mean loss and rates, or None if stopped before.
+    """Train from `state.step` to the epoch's last step; its learning rate, mean loss, counts and rates, or None if stopped before.
 
     `batches` is an iterable over the micro-batches that are left. `after_step` may save, and stops the epoch by returning True.
     Raises FloatingPointError when the loss is no longer finite."""
@@ -155,6 +156,7 @@ def train_one_epoch(
         meter.data_wait_s += time.perf_counter() - wait_start
         scale = state.scaler.get_scale()
         loss_sum += train_step(parts, state, micro_batches, epoch=epoch, step=step)
+        state.bad_images += sum(len(batch.replaced) for batch in micro_batches)
         state.skipped_steps += state.scaler.get_scale() < scale
         state.step = meter.step = step + 1
         if step + 1 == num_steps or meter.is_due():
@@ -163,10 +165,10 @@ def train_one_epoch(
         state.loss_sum = loss_sum
         if step + 1 < num_steps and after_step():
             return None
-    train_loss = all_sum(loss_sum).item() / (num_steps * parts.rank.world_size)
-    trained = {"train_lr": lr, "train_loss": train_loss, "skipped_steps": state.skipped_steps, **meter.rates()}
-    state.epoch, state.step, state.loss_sum, state.skipped_steps = epoch + 1, 0, 0.0, 0
-    return trained
+    # of a copy, for a run that ends before the epoch is evaluated saves each process's own sum
+    train_loss = all_sum(loss_sum.clone()).item() / (num_steps * parts.rank.world_size)
+    bad_images = all_sum(torch.tensor(state.bad_images, device=parts.rank.device)).item()
+    return {"train_lr": lr, "train_loss": train_loss, "skipped_steps": state.skipped_steps, "bad_images": bad_images, **meter.rates()}
 
 
 def _require_finite(loss_sum: Tensor, epoch: int, step: int, lr: float) -> None:
@@ -226,7 +228,7 @@ def check_teacher(net: nn.Module, loader: Iterable, parts: EvalParts, *, num_cla
         )
 
 
-def _evaluate_both(state: TrainState, loader: Iterable, parts: Parts) -> dict:
+def _evaluate_both(state: TrainState, loader: ValLoader, parts: Parts) -> dict:
     """Raw and EMA accuracy under the keys of log.txt."""
     average_buffers(unwrap(state.net), parts.rank)
     raw = evaluate(unwrap(state.net), loader, parts)
@@ -235,7 +237,7 @@ def _evaluate_both(state: TrainState, loader: Iterable, parts: Parts) -> dict:
         average_buffers(state.ema.module, parts.rank)
         ema = evaluate(state.ema.module, loader, parts)
         result |= {"test_ema_acc1": ema["acc1"], "test_ema_acc5": ema["acc5"], "test_ema_loss": ema["loss"]}
-    return result
+    return result | {"test_bad_images": loader.damage.num_skipped}
 
 
 PUBLISHED_KEYS = ("train_lr", "train_loss", "test_loss", "test_acc1", "test_acc5", "epoch", "n_parameters")
@@ -265,6 +267,16 @@ class Saver:
         self.full_disk.write(lambda: checkpoint.save(collected, self.folder, names) if self.parts.rank.is_main else None)
         self.last_save = time.perf_counter()
 
+    @contextlib.contextmanager
+    def saving_if_damaged(self):
+        """Save what was done of an epoch when damaged images end the run inside the block."""
+        try:
+            yield
+        except DamagedImages:
+            self.parts.teacher.end_epoch(self.state.epoch)
+            self._write([checkpoint.LAST])
+            raise
+
     def after_step(self) -> bool:
         """Save if it is time to, or if any process was asked to stop; whether to stop."""
         minutes = self.cfg.checkpoint_minutes
@@ -290,7 +302,7 @@ class Saver:
         return any_process([self.stop.is_made], self.parts.rank)[0]
 
 
-def fit(cfg: Config, parts: Parts, state: TrainState, loader, val_loader: Iterable, *, run_records, saver: Saver) -> bool:
+def fit(cfg: Config, parts: Parts, state: TrainState, loader, val_loader: ValLoader, *, run_records, saver: Saver) -> bool:
     """Train from `state` to the recipe's last epoch; after each one evaluate, write a record, save. False if told to stop before."""
     saver.before_training()
     for epoch in range(state.epoch, cfg.epochs):
@@ -311,6 +323,7 @@ def fit(cfg: Config, parts: Parts, state: TrainState, loader, val_loader: Iterab
             return False
         eval_start = time.perf_counter()
         tested = _evaluate_both(state, val_loader, parts)
+        state.end_epoch()
         state.scheduler.step(epoch, tested["test_acc1"])
         _keep_best(state, tested)
         record = _record(state, epoch, trained, tested, eval_s=time.perf_counter() - eval_start)
@@ -378,13 +391,18 @@ def announce(cfg: Config, state: TrainState, loader, rank: Rank) -> None:
         )
 
 
-def report(net: nn.Module, loader: Iterable, parts: EvalParts, *, classes: list[str], report: str | None) -> None:
+def report(net: nn.Module, loader: ValLoader, parts: EvalParts, *, classes: list[str], report: str | None) -> None:
     """Evaluate and print the line that ends `--eval`; write per-class accuracy and confusions to the CSV file `report`."""
     confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64, device=parts.rank.device) if report else None
     result = evaluate(net, loader, parts, confusion)
     if report and parts.rank.is_main:
         write_confusion(Path(report), confusion.cpu(), classes)
-    log.info("Accuracy of the network on the %d test images: acc1 %.3f acc5 %.3f loss %.4f", *(result[key] for key in ("num_images", "acc1", "acc5", "loss")))
+    num_skipped = loader.damage.num_skipped
+    log.info(
+        "Accuracy of the network on the %d test images: acc1 %.3f acc5 %.3f loss %.4f%s",
+        *(result[key] for key in ("num_images", "acc1", "acc5", "loss")),
+        f"  damaged images left out: {num_skipped}" if num_skipped else "",
+    )
 
 
 def write_confusion(path: Path, confusion: Tensor, classes: list[str]) -> None:

@@ -26,7 +26,7 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
     stop = utils.StopRequest()
     train_images, val_images = datasets.open_images(cfg)
     folder = claim_folder(cfg, rank, held)
-    loader, val_loader = datasets.build_train_loader(cfg, train_images, rank), datasets.build_val_loader(cfg, val_images, rank)
+    loader, val_loader = datasets.build_train_loader(cfg, train_images, rank, folder), datasets.build_val_loader(cfg, val_images, rank, folder)
     num_classes = len(train_images.classes)
     with utils.main_first(rank):
         net = network.build(cfg, num_classes, distillation=cfg.distillation != "none")
@@ -63,7 +63,8 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
         engine.check_teacher(parts.teacher.net, teacher_loader, parts, num_classes=num_classes, min_acc1=cfg.teacher_min_acc1)
     run_records = records.open_records(cfg, folder, state.epoch, rank)
     saver = engine.Saver(cfg, parts, state, folder=folder, facts=datasets.facts(cfg, val_images.classes), run=run, stop=stop)
-    is_done = engine.fit(cfg, parts, state, loader, val_loader, run_records=run_records, saver=saver)
+    with saver.saving_if_damaged():
+        is_done = engine.fit(cfg, parts, state, loader, val_loader, run_records=run_records, saver=saver)
     return 0 if is_done else STOPPED
 
 
@@ -78,7 +79,8 @@ def evaluate(cfg: config.Config, rank) -> int:
     amp_dtype = utils.pick_amp(cfg.amp, rank.device)
     memory_format = utils.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
     _, images = datasets.open_images(cfg)
-    source = find_checkpoint(cfg, choose_folder(cfg), rank)
+    folder = choose_folder(cfg)
+    source = find_checkpoint(cfg, folder, rank)
     saved = checkpoint.read_for_evaluation(cfg, source, datasets.facts(cfg, images.classes)) if source else None
     has_dist_head = any("dist" in name for name in saved) if saved else cfg.distillation != "none"
     net = network.build(cfg, len(images.classes), distillation=has_dist_head)
@@ -86,7 +88,7 @@ def evaluate(cfg: config.Config, rank) -> int:
         checkpoint.load_weights(net, saved, where=source)
     utils.replace_batchnorm(net.eval()).to(rank.device, memory_format=memory_format)
     parts = engine.EvalParts(amp_dtype=amp_dtype, memory_format=memory_format, rank=rank)
-    engine.report(net, datasets.build_val_loader(cfg, images, rank), parts, classes=images.classes, report=cfg.report)
+    engine.report(net, datasets.build_val_loader(cfg, images, rank, folder if folder.is_dir() else None), parts, classes=images.classes, report=cfg.report)
     return 0
 
 

@@ -13,6 +13,7 @@ import engine
 import utils
 from distillation import labelling
 from loading import augment
+from loading.damage import TrainingDamage
 from loading.images import Images
 from loading.keys import Key, KeyedBatchSampler, Plan
 from loading.loaders import TrainLoader
@@ -44,7 +45,9 @@ def build_loader(cfg: config.Config, images: Images, rank: utils.Rank) -> TrainL
     sampler = GroupSampler(whole.plan)
     names = ("num_workers", "persistent_workers", "worker_init_fn", "collate_fn", "multiprocessing_context", "pin_memory")
     settings = {name: getattr(whole.loader, name) for name in names}
-    return dataclasses.replace(whole, loader=DataLoader(whole.loader.dataset, batch_sampler=sampler, **settings), sampler=sampler)
+    loader = DataLoader(whole.loader.dataset, batch_sampler=sampler, **settings)
+    damage = TrainingDamage(rank, None, limit=cfg.max_bad_images)
+    return dataclasses.replace(whole, loader=loader, sampler=sampler, damage=damage, is_in_step=False)
 
 
 class Progress:
@@ -88,6 +91,7 @@ def make_epoch(labels: labelling.StoredLabels, loader: TrainLoader, epoch: int, 
         if stop.is_made:
             break
     labels.end_epoch(epoch)
+    loader.damage.report()
 
 
 def count_missing(store, epochs: range) -> int:

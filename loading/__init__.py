@@ -7,4 +7,6 @@ pixels.py   the fast loader's decoder and kernels
 augment.py  image and batch transforms, mixing
 batches.py  views written side by side, in shared memory
 loaders.py  loader processes, and batches on the way to the device
+damage.py   damaged files that the loaders of all processes have met
+checking.py whole trees read as the loaders read them
 """

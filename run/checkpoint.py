@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from run import disk, integrity
 from run.config import Config
 from run.errors import InputError
-from utils import Rank, gather, log, mean_over_processes, unwrap
+from utils import Rank, all_sum, gather, log, mean_over_processes, unwrap
 
 LAST, BEST, BEST_EMA = "checkpoint_last.pth", "checkpoint_best.pth", "checkpoint_best_ema.pth"
 NUM_KEPT = 3
@@ -58,8 +58,13 @@ class TrainState:
     step: int = 0  # optimiser steps done in that epoch, and what they summed up to
     loss_sum: Tensor | float = 0.0
     skipped_steps: int = 0
+    bad_images: int = 0  # of this process, in whose place it trained on others
     best_acc1: float = -1.0  # below any accuracy, so that the first epoch is the best so far
     best_ema_acc1: float = -1.0
+
+    def end_epoch(self) -> None:
+        """Go on to the next epoch. An epoch that is trained is over once it is evaluated: a run that ends between repeats the evaluation alone."""
+        self.epoch, self.step, self.loss_sum, self.skipped_steps, self.bad_images = self.epoch + 1, 0, 0.0, 0, 0
 
 
 def fetch(source: str) -> Path | dict[str, Tensor]:
@@ -231,7 +236,7 @@ FREE_SETTINGS = {
     "batch_size", "grad_accum_steps", "recipe_batch", "start_epoch", "device", "output_dir", "overwrite", "resume", "save_freq", "project",
     "checkpoint_steps", "checkpoint_minutes", "allow_config_change", "eval", "use_ema", "report", "pretrained", "finetune", "teacher_min_acc1",
     "teacher_path", "teacher_labels", "teacher_labels_mode", "data_path", "num_workers", "pin_mem", "model_ema_force_cpu", "on_full_disk",
-    "full_disk_minutes",
+    "full_disk_minutes", "max_bad_images", "skip_bad_images",
 }  # fmt: skip
 
 
@@ -334,6 +339,7 @@ def _resume_inside_epoch(checkpoint: dict, state: TrainState, rank: Rank) -> Non
     """Each process's own sums and statistics; where the number of processes changed, each gets their mean."""
     loss_sums = checkpoint["loss_sums"]
     state.skipped_steps = checkpoint["skipped_steps"]
+    state.bad_images = checkpoint.get("bad_images", 0) if rank.is_main else 0
     if len(loss_sums) != rank.world_size:
         state.loss_sum = sum(loss_sums) / len(loss_sums)
         return
@@ -369,6 +375,7 @@ def collect(cfg: Config, state: TrainState, *, facts: dict, run: dict, metrics: 
     if state.step:
         checkpoint["loss_sums"] = gather(torch.as_tensor(state.loss_sum, dtype=torch.float64, device=rank.device), rank).tolist()
         checkpoint["skipped_steps"] = state.skipped_steps
+        checkpoint["bad_images"] = all_sum(torch.tensor(state.bad_images, device=rank.device)).item()
     if state.step and rank.world_size > 1:
         own = torch.cat([buffer.flatten().float().to(rank.device) for buffer in _floating_buffers(state)])
         checkpoint["rank_buffers"] = gather(own, rank).cpu()

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import re
 import signal
 import sys
 import time
@@ -68,6 +69,28 @@ def reserve_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
 
 
+def killed_loader(error: BaseException | None) -> InputError | None:
+    """What to tell the user where the cause of `error` is that a loader process was killed from outside; None where it is not.
+
+    The loss of one is raised wherever the training process is at that moment, and what is there may take it for its own failure."""
+    texts = []
+    while error is not None:
+        texts += [str(error)] if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error) else []
+        error = error.__cause__ or error.__context__
+    if not texts:
+        return None
+    match = re.search(r"is killed by signal: ([\w ]+)", "\n".join(texts))
+    how = match[1] if match else "it is gone"
+    cause = {
+        "Killed": "the system does so where memory runs out: give the job more",
+        "Bus error": "shared memory ran out: enlarge /dev/shm (docker run --shm-size)",
+    }.get(how, "memory may have run out: give the job more")
+    return InputError(
+        f"a loader process was killed from outside ({how}); {cause}, or lower --num-workers or --batch-size. "
+        "Then start again, a training run with --resume auto"
+    )
+
+
 STOPPED = 85  # exit code: saved, start me again with --resume auto
 
 
@@ -75,20 +98,20 @@ def explain(error: BaseException) -> int:
     """Name the cause of a failed run, once for all its processes; the exit code.
 
     The launcher ends all processes as soon as one has ended, and those would only tell that the others are gone. So all wait
-    before they speak, but for the first process where the user can put it right: that, all of them found."""
+    before they speak, but for the one that lost a loader process, and the first where the user can put it right: that, all of them found."""
     index = int(os.environ.get("RANK", 0))
+    killed = killed_loader(error)
+    error = killed or error
     if isinstance(error, KeyboardInterrupt):
         tell("interrupted; a training run goes on from its last checkpoint with --resume auto\n" if index == 0 else "")
         return 130
-    if is_distributed() and not (index == 0 and isinstance(error, InputError)):
+    if is_distributed() and not killed and not (index == 0 and isinstance(error, InputError)):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from the launcher: no request to save any more
         time.sleep(5)
         from utils import StopRequest
 
         if StopRequest.is_made:  # the launcher's signal came while this process still waited for one that is gone
             return 1
-    if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error):
-        error = InputError("a loader process was killed from outside, often for want of memory: lower --num_workers, then --resume auto")
     if not isinstance(error, InputError):
         traceback.print_exception(error)
         return 1
@@ -110,7 +133,10 @@ def run_process(main: Callable[[list[str]], int], argv: list[str]) -> None:
     """Run a command that may be one of several processes, and exit: with its code, or 1 and the cause of its failure, told once."""
     reserve_standard_streams()
     try:
-        sys.exit(main(argv))
+        try:
+            sys.exit(main(argv))
+        finally:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a lost loader process may yet be told of: here, but not while the cause is named
     except (Exception, KeyboardInterrupt) as failure:
         leave(explain(failure))
     finally:

@@ -133,6 +133,12 @@ class Config:
         "fast", "decoder, resizing and RandAugment kernels: OpenCV, simplejpeg and torch, or Pillow; the same draws", choices=("fast", "reference")
     )
     num_workers: int | None = setting(None, "loader processes per training process (default: as many as there are cores for, at most 10)", at_least=0)
+    max_bad_images: int = setting(
+        100,
+        "damaged training images (files) that a run bears, another of its class standing in for each; beyond, and at the first where 0, it stops",
+        at_least=0,
+    )
+    skip_bad_images: bool = setting(False, "evaluate without the validation images that are damaged")
     pin_mem: bool = setting(True, "page-locked batches, for faster copies to a GPU")
 
     @property

@@ -323,7 +323,7 @@ def test_errors_reach_the_user_as_one_line(tmp_path):
     assert done.returncode == 1 and done.stderr == "error: unknown flag --epoch; did you mean --epochs?\n"
 
 
-def test_unreadable_image_in_a_worker_is_one_line_too(digits_folder, tmp_path):
+def test_unreadable_image_in_a_worker_is_one_line_where_none_is_borne(digits_folder, tmp_path):
     shutil.copytree(digits_folder, tmp_path / "data")
     victim = next((tmp_path / "data" / "train" / "2").iterdir())
     victim.write_bytes(victim.read_bytes()[:200])
@@ -331,6 +331,7 @@ def test_unreadable_image_in_a_worker_is_one_line_too(digits_folder, tmp_path):
         "main.py",
         *SHORT_RUN,
         "--num_workers=2",
+        "--max-bad-images=0",
         "--no-repeated-aug",
         "--distillation-type=none",
         f"--data-path={tmp_path / 'data'}",

@@ -64,6 +64,7 @@ def test_engine_reproduces_the_published_loop(path, monkeypatch):
     monkeypatch.setattr(engine, "train_step", lambda *args, **kwargs: step_losses.append(real_step(*args, **kwargs)) or step_losses[-1])
     for epoch in range(NUM_EPOCHS):
         done = engine.train_one_epoch(parts, state, batches(epoch), num_steps=NUM_STEPS, epoch=epoch, num_epochs=cfg.epochs, images_per_step=BATCH)
+        state.end_epoch()
         state.scheduler.step(epoch)
         assert done["train_lr"] == pytest.approx(golden["epoch_lr"][epoch], rel=1e-12)
         assert done["train_loss"] == pytest.approx(golden["epoch_loss"][epoch], rel=1e-6)
