@@ -87,7 +87,7 @@ def train_step(parts: Parts, state: TrainState, micro_batches: Iterable, *, epoc
     state.optimizer.zero_grad(set_to_none=True)
     state.guard.end_step(found_inf, step=step, is_explained=total.isfinite() & state.scaler.is_enabled())
     if state.ema is not None:
-        state.ema.update(unwrap(state.net), found_inf)
+        state.ema.update_unless(found_inf, unwrap(state.net))
     state.skipped_steps = state.skipped_steps + found_inf.long()
     return total.masked_fill(found_inf.bool(), 0)
 
@@ -299,7 +299,9 @@ class Saver:
         must_stop, is_due, is_tripped = any_process([self.stop.is_made, is_late, self.watch.is_tripped], self.parts.rank)
         if is_tripped:
             raise self.watch.trouble(self.state.guard.read(), self.state.epoch)
-        if must_stop or is_due or (self.cfg.checkpoint_steps and self.state.step % self.cfg.checkpoint_steps == 0):
+        is_due = is_due or (self.cfg.checkpoint_steps is not None and self.state.step % self.cfg.checkpoint_steps == 0)
+        # Not among skipped steps, for going back from there should undo them.
+        if must_stop or (is_due and self.state.guard.read().in_a_row == 0):
             self._write([checkpoint.LAST])
         return must_stop
 

@@ -130,15 +130,15 @@ def build_clipping(cfg: Config) -> Callable[[list[nn.Parameter]], None]:
 class Ema(ModelEmaV3):
     """timm's moving average, which can leave a step out without waiting for a GPU."""
 
-    def update(self, net: nn.Module, found_inf: Tensor) -> None:
+    def update_unless(self, found_inf: Tensor, net: nn.Module) -> None:
         """Average `net` in; where `found_inf` (scalar on the net's device) is 1, change nothing."""
         if next(self.module.parameters()).device.type != "cpu":
-            self.update_on_device(net, found_inf)
+            self.update_on_device(found_inf, net)
         elif not found_inf.item():
-            super().update(net)
+            self.update(net)
 
     @torch.no_grad()
-    def update_on_device(self, net: nn.Module, found_inf: Tensor) -> None:
+    def update_on_device(self, found_inf: Tensor, net: nn.Module) -> None:
         """The same for a GPU, which alone knows the flag: lerp's weight must be a number of the host's, so it is taken apart."""
         pairs = list(zip(self.module.state_dict().values(), net.state_dict().values(), strict=True))
         averages, values = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)

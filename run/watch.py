@@ -41,8 +41,10 @@ class Watch:
         """Tell of steps of `epoch` that were left out since the last look, and find out whether they are too many."""
         if num_skipped > self.num_told:
             why = "loss or gradients were not finite" if skips.unexplained else "their gradients were not finite under float16's loss scale, which was lowered"
-            line = "%d steps of epoch %d left out so far, the last was step %d (learning rate %.2e, %s): %s"
-            log.warning(line, num_skipped, epoch, skips.last_step, lr, self.precision, why)
+            steps = "1 step" if num_skipped == 1 else f"{num_skipped} steps"
+            log.warning(
+                "%s of epoch %d left out so far, the last was step %d (learning rate %.2e, %s): %s", steps, epoch, skips.last_step, lr, self.precision, why
+            )
         self.skips, self.num_told = skips, num_skipped
         self.is_tripped = skips.most_in_a_row >= self.limit or (self.mode != "skip" and skips.unexplained > 0)
 
@@ -69,7 +71,7 @@ class Watch:
         """What to try."""
         other = {"float16": ", --amp bf16 or none in place of fp16", "bfloat16": ", --amp none in place of bf16"}.get(self.precision, "")
         clipping = "" if self.has_clipping else ", --clip-grad 1 --clip-mode norm"
-        return f"Checkpoints hold finite weights alone; go on from one with --resume and --allow-config-change, and try a lower --lr{other}{clipping}"
+        return f"Try a lower --lr{other}{clipping}. What this run has saved is finite: --resume auto --allow-config-change goes on from there"
 
 
 def tensors_of(entry, name: str = "") -> Iterator[tuple[str, Tensor]]:
