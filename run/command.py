@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import signal
 import sys
 import time
@@ -34,6 +35,8 @@ def run_command(command: Callable[[list[str]], None], argv: list[str]) -> int:
 
 
 STOPPED = 85  # exit code: saved, start me again with --resume auto
+INTERRUPTED = 130  # exit code of Ctrl-C, saved or not: whoever pressed it wants no restart
+LOST_PEER = re.compile(r"Connection (closed|reset) by peer|remote process exited|Socket closed")
 
 
 def explain(error: BaseException) -> int:
@@ -44,7 +47,7 @@ def explain(error: BaseException) -> int:
     index = int(os.environ.get("RANK", 0))
     if isinstance(error, KeyboardInterrupt):
         sys.stderr.write("interrupted; a training run goes on from its last checkpoint with --resume auto\n" if index == 0 else "")
-        return 130
+        return INTERRUPTED
     if is_distributed() and not (index == 0 and isinstance(error, InputError)):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from the launcher: no request to save any more
         time.sleep(5)
@@ -54,6 +57,8 @@ def explain(error: BaseException) -> int:
             return 1
     if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error):
         error = InputError("a loader process was killed from outside, often for want of memory: lower --num_workers, then --resume auto")
+    if is_distributed() and isinstance(error, RuntimeError) and LOST_PEER.search(str(error)):
+        error = InputError("another process of the run is gone, killed perhaps for want of memory. Start all of them again with --resume auto")
     if not isinstance(error, InputError):
         traceback.print_exception(error)
         return 1
@@ -73,8 +78,13 @@ def leave(exit_code: int) -> None:
 
 
 def run_process(main: Callable[[list[str]], int], argv: list[str]) -> None:
-    """Run a command that may be one of several processes, and exit: with its code, or 1 and the cause of its failure, told once."""
+    """Run a command that may be one of several processes, and exit: with its code, or 1 and the cause of its failure, told once.
+
+    130 where it was Ctrl-C that had it save and stop."""
     try:
-        sys.exit(main(argv))
+        exit_code = main(argv)
+        from utils import StopRequest
+
+        sys.exit(INTERRUPTED if exit_code == STOPPED and StopRequest.interrupted_at is not None else exit_code)
     except (Exception, KeyboardInterrupt) as failure:
         leave(explain(failure))
