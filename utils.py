@@ -212,10 +212,10 @@ class StopRequest:
         has_launcher, now = int(os.environ.get("WORLD_SIZE", 1)) > 1, time.monotonic()
         if StopRequest.interrupted_at is None:
             StopRequest.is_made, StopRequest.interrupted_at = True, now
-            if int(os.environ.get("RANK", 0)) == 0:
-                os.write(2, b"\nstopping: saves after this step; Ctrl-C again stops at once\n")  # a logger may be in the middle of a line
             if not has_launcher:
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
+            if int(os.environ.get("RANK", 0)) == 0:
+                os.write(2, b"\nstopping: saves after this step; Ctrl-C again stops at once\n")  # a logger may be in the middle of a line
         elif now - StopRequest.interrupted_at > ONE_KEYSTROKE_S:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
