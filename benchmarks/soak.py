@@ -166,9 +166,9 @@ def continued_at(said: str, num_steps: int) -> float:
     return int(found[1]) + int(found[2]) / num_steps if found else 0.0
 
 
-def make_killed(flags: list[str], folder: Path, output: Path, *, num_kills: int, num_steps: int, most_saves: int, draw: random.Random) -> Kills:
-    """The run, killed `num_kills` times and made to its end; InputError where it ends before that."""
-    kills, furthest = Kills(), 0.0
+def make_killed(flags: list[str], folder: Path, output: Path, *, num_kills: int, num_steps: int, num_saves: int, draw: random.Random) -> Kills:
+    """The run of `num_saves` checkpoints, killed `num_kills` times and made to its end; InputError where it ends before that."""
+    kills, furthest, num_epochs = Kills(), 0.0, config.parse(flags)[0].epochs
     kinds = [KINDS[i % len(KINDS)] for i in range(num_kills)]
     draw.shuffle(kinds)
     for kind in [*kinds, None]:
@@ -177,7 +177,9 @@ def make_killed(flags: list[str], folder: Path, output: Path, *, num_kills: int,
         if kind is None:
             require_done(process, output)
         else:
-            wait_for_moment(process, folder, kind=kind, num_saves=draw.randint(1, most_saves), draw=draw)
+            num_left = num_saves * (1 - furthest / num_epochs)
+            most = max(1, int(2 * num_left / (num_kills - len(kills.kinds) + 3)))
+            wait_for_moment(process, folder, kind=kind, num_saves=draw.randint(1, most), draw=draw)
             if process.poll() is not None:
                 raise InputError(f"the run ended with code {process.returncode} after {len(kills.kinds)} of {num_kills} kills: ask for more --steps")
             process.kill()
@@ -185,7 +187,7 @@ def make_killed(flags: list[str], folder: Path, output: Path, *, num_kills: int,
             kills.kinds.append(kind)
             kills.num_half_written += is_half_written(folder)
         said = output.read_text()[num_said:]
-        if "training images" in said:
+        if "global batch" in said:  # it got that far
             kills.epochs_lost += max(0.0, furthest - continued_at(said, num_steps))
         if saved_at(folder):
             reached = position(folder, num_steps)
@@ -268,7 +270,7 @@ def soak(argv: list[str]) -> None:
             folder / "killed.out",
             num_kills=args.kills,
             num_steps=num_steps,
-            most_saves=max(1, num_saves // args.kills - 2),
+            num_saves=num_saves,
             draw=random.Random(args.seed),
         )
         differing = differences(folder / "killed", folder / "alone")

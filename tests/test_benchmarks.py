@@ -142,7 +142,7 @@ def test_bench_data_names_what_would_limit_a_run_with_stored_labels():
 @pytest.mark.slow
 def test_a_run_that_is_killed_twice_ends_like_one_left_alone(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(soak, "RESULTS", tmp_path / "RESULTS.md")
-    flags = [*TINY, "--checkpoint-steps=2", "--batch-size=128", "--mix-group-size=128", "--num_workers=1"]
+    flags = [*TINY, "--checkpoint-steps=1", "--batch-size=128", "--mix-group-size=128", "--num_workers=1"]
     soak.soak(["--kills=2", "--steps=16", "--record", *flags])
     out = capsys.readouterr().out
     assert "2 epochs of 8 steps, left alone" in out
