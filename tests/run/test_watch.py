@@ -118,24 +118,41 @@ def test_a_network_that_cannot_be_evaluated_either_is_not_saved(short_run, tmp_p
     assert not list(tmp_path.glob("*.pth")) and not (tmp_path / "log.txt").exists()
 
 
-def test_weights_that_are_not_finite_are_never_saved(run, tmp_path, capsys, monkeypatch):
-    """SGD at this rate sends them there in a step with a finite gradient."""
+@pytest.fixture
+def spoil_weights(monkeypatch):
+    """Sends a weight to infinity after the steps, (epoch, step), that it is given; each once if `is_passing`."""
+
+    def spoil(steps: list, *, is_passing: bool) -> None:
+        left, real = list(steps), engine.train_step
+
+        def step_then_spoil(parts, state, *args, epoch, step):
+            loss = real(parts, state, *args, epoch=epoch, step=step)
+            if (epoch, step) in left:
+                state.net.fc.bias.data[0] = torch.inf
+                left[:] = [] if is_passing else left
+            return loss
+
+        monkeypatch.setattr(engine, "train_step", step_then_spoil)
+
+    return spoil
+
+
+def test_weights_that_are_not_finite_are_never_saved(run, tmp_path, capsys, spoil_weights):
     run(tmp_path, "--epochs=1")
     before = checkpoint.read(str(tmp_path / "checkpoint_last.pth"))
-    real = engine.train_step
-
-    def spoil(parts, state, *args, **kwargs):
-        loss = real(parts, state, *args, **kwargs)
-        with torch.no_grad():
-            state.net.fc.bias[0] = torch.inf
-        return loss
-
-    monkeypatch.setattr(engine, "train_step", spoil)
+    spoil_weights([(1, 0)], is_passing=False)
     with pytest.raises(InputError, match=r"model.fc.bias is not finite before step 1 of epoch 1, and was not saved \(.*: the weight fc.bias is not finite"):
         run(tmp_path, "--resume=auto", "--allow-config-change", "--checkpoint-steps=1")
     assert capsys.readouterr().out.count("Going back to") == 1
     after = checkpoint.read(str(tmp_path / "checkpoint_last.pth"))
     assert states_equal(before["model"], after["model"]) and not list(tmp_path.glob("*.tmp*"))
+
+
+def test_an_epoch_that_could_not_be_saved_is_logged_once(run, unhurt, tmp_path, spoil_weights):
+    spoil_weights([(1, 5)], is_passing=True)
+    out = run(tmp_path / "hurt")
+    assert "model.fc.bias is not finite before step 0 of epoch 2" in out and "1 lines of log.txt from epoch 1 on moved" in out
+    assert_same_run(tmp_path / "hurt", unhurt)
 
 
 @pytest.mark.parametrize("path", ["model.stem.weight", "model_ema.stem.weight", "optimizer.state.0.exp_avg"])
