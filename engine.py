@@ -20,7 +20,7 @@ from run.errors import InputError
 from run.optim import scaled_lr
 from run.skipping import step_unless
 from run.watch import NotFinite, Watch, first_nonfinite, first_nonfinite_in, require_finite, tensors_of
-from utils import Rank, StopRequest, all_sum, any_process, everyones, log, mean_over_processes, unwrap
+from utils import Rank, StopRequest, all_sum, any_process, gather_objects, log, mean_over_processes, unwrap
 
 REPORT_EVERY_S = 10.0
 
@@ -208,7 +208,7 @@ def where_it_begins(parts: Parts, state: TrainState, loader, *, epoch: int, step
                 net(one)
 
     found = "its images are not finite" if first_nonfinite(tensors_of(images)) is not None else first_nonfinite_in(net, forward)
-    found = [f"in process {i}, {text}" if parts.rank.world_size > 1 else text for i, text in enumerate(everyones(found, parts.rank)) if text]
+    found = [f"in process {i}, {text}" if parts.rank.world_size > 1 else text for i, text in enumerate(gather_objects(found, parts.rank)) if text]
     return found[0] if found else "run again, every module's output is finite: the loss, the gradients or weights that have changed since"
 
 
@@ -287,7 +287,7 @@ class Saver:
 
     def _write(self, names: list[str]) -> None:
         collected = checkpoint.collect(self.cfg, self.state, facts=self.facts, run=self.run, metrics=self.metrics, rank=self.parts.rank)
-        require_finite(collected, epoch=self.state.epoch, step=self.state.step)
+        require_finite(collected, self.parts.rank, epoch=self.state.epoch, step=self.state.step)
         if self.parts.rank.is_main:
             checkpoint.save(collected, self.folder, names)
         self.last_save = time.perf_counter()

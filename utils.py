@@ -171,7 +171,7 @@ def gather(values: Tensor, rank: Rank) -> Tensor:
     return torch.stack(parts)
 
 
-def everyones(value, rank: Rank) -> list:
+def gather_objects(value, rank: Rank) -> list:
     """The `value` of every process, on each; for plain data, as small as a message."""
     values = [value] * rank.world_size
     if rank.world_size > 1:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from run.config import Config
 from run.skipping import NO_STEP, Skips
-from utils import Rank, any_process, log
+from utils import Rank, any_process, gather_objects, log
 
 
 class NotFinite(Exception):
@@ -50,8 +50,8 @@ class Watch:
 
     def trouble(self, skips: Skips, epoch: int) -> NotFinite:
         """The exception for these counts."""
-        steps = f"{skips.most_in_a_row} steps in a row, the last was" if skips.most_in_a_row > 1 else "a step,"
-        return NotFinite(f"loss or gradients were not finite in {steps} step {skips.last_step} of epoch {epoch}", epoch=epoch, step=skips.last_step)
+        several = f"{skips.most_in_a_row} steps in a row, the last was " if skips.most_in_a_row > 1 else ""
+        return NotFinite(f"loss or gradients were not finite in {several}step {skips.last_step} of epoch {epoch}", epoch=epoch, step=skips.last_step)
 
     def end_epoch(self, rank: Rank, *, epoch: int, num_steps: int, test_loss: float) -> None:
         """NotFinite, in all processes, where too many steps were left out, or all that there are up to the epoch's end and the network
@@ -108,8 +108,9 @@ def first_nonfinite_in(net: nn.Module, forward: Callable[[], None]) -> str | Non
     return found[0] if found else None
 
 
-def require_finite(checkpoint: dict, *, epoch: int, step: int) -> None:
-    """NotFinite where weights, their average or the optimiser's state are not finite, and so not worth saving."""
-    name = first_nonfinite(tensors_of({key: checkpoint[key] for key in ("model", "model_ema", "optimizer")}))
+def require_finite(checkpoint: dict, rank: Rank, *, epoch: int, step: int) -> None:
+    """NotFinite, in all processes, where weights, their average or the optimiser's state are not finite in any: not worth saving."""
+    own = first_nonfinite(tensors_of({key: checkpoint[key] for key in ("model", "model_ema", "optimizer")}))
+    name = next((name for name in gather_objects(own, rank) if name is not None), None)
     if name is not None:
         raise NotFinite(f"{name} is not finite before step {step} of epoch {epoch}, and was not saved", epoch=epoch, step=step)

@@ -38,6 +38,9 @@ SHORT_RUN = [
 ]  # fmt: skip
 
 
+TINY = ["--model=resnet18", "--model-kwargs", "channels=[4,8,8,8]", "layers=[1,1,1,1]", "--memory-format=nchw"]  # where the network is of no account
+
+
 @pytest.fixture
 def short_run(digits_folder, capsys):
     """Run main in this process on the small folder; returns what it printed. Flags given override those of the short run."""

@@ -14,8 +14,7 @@ import torch
 from benchmarks import loader, models, soak
 from model.layers import ConvNorm
 from run.errors import InputError
-from tests.conftest import ROOT, run_command
-from tests.run.test_watch import TINY
+from tests.conftest import ROOT, TINY, run_command
 from tools import bench_data
 
 

@@ -13,9 +13,9 @@ import engine
 import main
 import utils
 from run import checkpoint, command
-from tests.conftest import ROOT, SHORT_RUN, read_log
+from tests.conftest import ROOT, SHORT_RUN, TINY, read_log
 from tests.programs.processes import free_port
-from tests.run.test_watch import TINY, assert_same_run
+from tests.run.test_watch import assert_same_run
 from tests.test_main import states_equal
 from tests.test_processes import TORCHRUN
 from tests.test_resume import finish, start, wait_for

@@ -13,10 +13,10 @@ import losses
 from run import checkpoint, config, watch
 from run.errors import InputError
 from run.skipping import NO_STEP, Skips
-from tests.conftest import read_log
+from tests.conftest import TINY, read_log
 from tests.test_main import states_equal, steady
 
-TINY = ["--model=resnet18", "--model-kwargs", "channels=[4,8,8,8]", "layers=[1,1,1,1]", "--memory-format=nchw"]
+ALONE = engine.Rank(0, 1, 0, 1, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -91,8 +91,8 @@ def test_going_back_inside_an_epoch_with_loader_processes(run, unhurt, tmp_path)
     ("flags", "spoilt", "times", "where"),
     [
         (["--max-skipped-steps=3"], range(8, 99), 1, r"3 steps in a row, the last was step 2 of epoch 1"),
-        (["--on-nonfinite=rollback"], range(8, 99), 1, r"a step, step 0 of epoch 1"),
-        (["--on-nonfinite=stop"], {8}, 0, r"a step, step 2 of epoch 1"),
+        (["--on-nonfinite=rollback"], range(8, 99), 1, r"in step 0 of epoch 1"),
+        (["--on-nonfinite=stop"], {8}, 0, r"in step 2 of epoch 1"),
         (["--max-skipped-steps=3"], range(2, 99), 0, r"3 steps in a row, the last was step 4 of epoch 0"),
     ],
 )
@@ -163,11 +163,17 @@ def test_weights_average_and_moments_are_looked_at_before_saving(path):
         "model_ema": copy.deepcopy(net),
         "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.99)}]},
     }
-    watch.require_finite(saved, epoch=0, step=0)
-    watch.require_finite({**saved, "model_ema": None}, epoch=0, step=0)
+    watch.require_finite(saved, ALONE, epoch=0, step=0)
+    watch.require_finite({**saved, "model_ema": None}, ALONE, epoch=0, step=0)
     dict(watch.tensors_of(saved))[path][1] = -torch.inf
     with pytest.raises(watch.NotFinite, match=re.escape(path)):
-        watch.require_finite(saved, epoch=0, step=0)
+        watch.require_finite(saved, ALONE, epoch=0, step=0)
+
+
+def test_all_processes_refuse_to_save_what_is_not_finite_in_one(monkeypatch):
+    monkeypatch.setattr(watch, "gather_objects", lambda own, rank: [own, "model.stem.weight"])
+    with pytest.raises(watch.NotFinite, match="model.stem.weight"):
+        watch.require_finite({"model": {}, "model_ema": None, "optimizer": {}}, ALONE, epoch=0, step=0)
 
 
 class Overflows(nn.Module):
@@ -216,5 +222,5 @@ def test_an_epoch_that_went_well_earns_another_way_back_in_mode_rollback_alone()
         one.has_gone_back = True
         assert not one.may_go_back()
         one.look(Skips(0, 0, 0, NO_STEP), num_skipped=0, epoch=3, lr=0.1)
-        one.end_epoch(engine.Rank(0, 1, 0, 1, torch.device("cpu")), epoch=3, num_steps=5, test_loss=1.0)
+        one.end_epoch(ALONE, epoch=3, num_steps=5, test_loss=1.0)
         assert one.may_go_back() == may_go_back
