@@ -18,7 +18,7 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
     import utils
     from distillation import labelling
     from loading import augment
-    from run import checkpoint, network, optim, records
+    from run import checkpoint, network, optim, records, watch
     from run.folder import claim_folder, find_checkpoint
 
     amp_dtype = utils.pick_amp(cfg.amp, rank.device)
@@ -62,7 +62,8 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
         teacher_loader = datasets.build_teacher_loader(cfg, val_images, rank)
         engine.check_teacher(parts.teacher.net, teacher_loader, parts, num_classes=num_classes, min_acc1=cfg.teacher_min_acc1)
     run_records = records.open_records(cfg, folder, state.epoch, rank)
-    saver = engine.Saver(cfg, parts, state, folder=folder, facts=datasets.facts(cfg, val_images.classes), run=run, stop=stop)
+    facts = datasets.facts(cfg, val_images.classes)
+    saver = engine.Saver(cfg, parts, state, folder=folder, facts=facts, run=run, stop=stop, watch=watch.Watch(cfg, amp_dtype))
     with saver.saving_if_damaged():
         is_done = engine.fit(cfg, parts, state, loader, val_loader, run_records=run_records, saver=saver)
     return 0 if is_done else STOPPED

@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.constants import default_pg_timeout
 
 from run.command import discard, tell
 from run.errors import InputError
 
 log = logging.getLogger("understudy")
+ONE_KEYSTROKE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -106,12 +109,22 @@ def start_process(device: str, seed: int) -> Rank:
         torch.cuda.set_device(chosen)
     control = None
     if world_size > 1:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        join_processes("nccl" if chosen.type == "cuda" else "gloo")
         control = dist.new_group(backend="gloo")
     rank = Rank(index, world_size, local_index, int(env.get("LOCAL_WORLD_SIZE", 1)), chosen, control)
     seed_all(seed)
     start_logging(rank)
     return rank
+
+
+def join_processes(backend: str) -> None:
+    """Meet the launcher's other processes where the environment says.
+
+    Those of earlier attempts have left their addresses there: torchrun keeps one store over all its restarts."""
+    store, index, world_size = next(dist.rendezvous("env://", timeout=default_pg_timeout))
+    store.set_timeout(default_pg_timeout)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(backend, store=dist.PrefixStore(f"attempt_{attempt}", store), rank=index, world_size=world_size)
 
 
 def stop_process() -> None:
@@ -180,6 +193,14 @@ def gather(values: Tensor, rank: Rank) -> Tensor:
     return torch.stack(parts)
 
 
+def gather_objects(value, rank: Rank) -> list:
+    """The `value` of every process, on each; for plain data, as small as a message."""
+    values = [value] * rank.world_size
+    if rank.world_size > 1:
+        dist.all_gather_object(values, value, group=rank.control)
+    return values
+
+
 def any_process(flags: list[bool], rank: Rank) -> list[bool]:
     """Each flag, true where it is true in any process: what all of them then act on alike."""
     if rank.world_size == 1:
@@ -198,17 +219,36 @@ def from_main(find: Callable[[], str | None], rank: Rank) -> str | None:
 
 
 class StopRequest:
-    """Remembers that SIGTERM or SIGUSR1 asked this process to save and stop; a cluster sends them before it takes the machine away."""
+    """Remembers that this process was asked to save and stop: by SIGTERM or SIGUSR1, which a cluster sends before it takes the machine
+    away, by SIGHUP, when its terminal closes, or by SIGINT, Ctrl-C. A second Ctrl-C ends it at once.
+
+    What this process was started to ignore, as by nohup, it ignores."""
 
     is_made = False  # of the class: a process has one
+    interrupted_at = None  # time of the first Ctrl-C
 
     def __init__(self):
-        StopRequest.is_made = False
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._remember)
+        StopRequest.is_made, StopRequest.interrupted_at = False, None
+        handlers = {number: self._remember for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)} | {signal.SIGINT: self._interrupt}
+        for number, handler in handlers.items():
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, handler)
 
     def _remember(self, number: int, frame) -> None:
         StopRequest.is_made = True
+
+    def _interrupt(self, number: int, frame) -> None:
+        """One Ctrl-C reaches a launched process twice, from the terminal and from its launcher."""
+        has_launcher, now = int(os.environ.get("WORLD_SIZE", 1)) > 1, time.monotonic()
+        if StopRequest.interrupted_at is None:
+            StopRequest.is_made, StopRequest.interrupted_at = True, now
+            if not has_launcher:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+            if int(os.environ.get("RANK", 0)) == 0:
+                os.write(2, b"\nstopping: saves after this step; Ctrl-C again stops at once\n")  # a logger may be in the middle of a line
+        elif now - StopRequest.interrupted_at > ONE_KEYSTROKE_S:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def barrier() -> None:

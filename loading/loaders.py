@@ -133,8 +133,8 @@ def _obey_parent_alone() -> None:
     """Make a loader's worker ignore what asks a whole process group to stop, but for its own parent's SIGTERM.
 
     The training process still needs its workers to reach the next checkpoint."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_exit_with_parent, daemon=True).start()

@@ -6,6 +6,7 @@ as in the published scripts, then what else a run carries and what its user need
 import argparse
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import pathlib
@@ -25,6 +26,8 @@ from torch import Tensor, nn
 from run import disk, integrity
 from run.config import Config
 from run.errors import InputError
+from run.optim import load_optimizer
+from run.skipping import Guard
 from utils import Rank, all_sum, gather, log, mean_over_processes, unwrap
 
 LAST, BEST, BEST_EMA = "checkpoint_last.pth", "checkpoint_best.pth", "checkpoint_best_ema.pth"
@@ -57,10 +60,15 @@ class TrainState:
     epoch: int = 0  # to train next
     step: int = 0  # optimiser steps done in that epoch, and what they summed up to
     loss_sum: Tensor | float = 0.0
-    skipped_steps: int = 0
+    skipped_steps: Tensor | int = 0
     bad_images: int = 0  # of this process, in whose place it trained on others
     best_acc1: float = -1.0  # below any accuracy, so that the first epoch is the best so far
     best_ema_acc1: float = -1.0
+
+    @functools.cached_property
+    def guard(self) -> Guard:
+        """What keeps steps that are not finite out of the network."""
+        return Guard(self.net)
 
     def end_epoch(self) -> None:
         """Go on to the next epoch. An epoch that is trained is over once it is evaluated: a run that ends between repeats the evaluation alone."""
@@ -236,7 +244,7 @@ FREE_SETTINGS = {
     "batch_size", "grad_accum_steps", "recipe_batch", "start_epoch", "device", "output_dir", "overwrite", "resume", "save_freq", "project",
     "checkpoint_steps", "checkpoint_minutes", "allow_config_change", "eval", "use_ema", "report", "pretrained", "finetune", "teacher_min_acc1",
     "teacher_path", "teacher_labels", "teacher_labels_mode", "data_path", "num_workers", "pin_mem", "model_ema_force_cpu", "on_full_disk",
-    "full_disk_minutes", "max_bad_images", "skip_bad_images",
+    "full_disk_minutes", "max_bad_images", "skip_bad_images", "on_nonfinite", "max_skipped_steps",
 }  # fmt: skip
 
 
@@ -315,7 +323,7 @@ def held_accuracy(path: Path, key: str) -> float:
 def _resume_optimizer(checkpoint: dict, state: TrainState, source: str, *, is_same: bool) -> None:
     settings = [{key: value for key, value in group.items() if key != "params"} for group in state.optimizer.param_groups]
     try:
-        state.optimizer.load_state_dict(checkpoint["optimizer"])
+        load_optimizer(state.optimizer, checkpoint["optimizer"])
         if is_same:
             state.scheduler.load_state_dict(checkpoint["lr_scheduler"])
         if checkpoint.get("scaler"):
@@ -374,7 +382,7 @@ def collect(cfg: Config, state: TrainState, *, facts: dict, run: dict, metrics: 
     }
     if state.step:
         checkpoint["loss_sums"] = gather(torch.as_tensor(state.loss_sum, dtype=torch.float64, device=rank.device), rank).tolist()
-        checkpoint["skipped_steps"] = state.skipped_steps
+        checkpoint["skipped_steps"] = int(state.skipped_steps)
         checkpoint["bad_images"] = all_sum(torch.tensor(state.bad_images, device=rank.device)).item()
     if state.step and rank.world_size > 1:
         own = torch.cat([buffer.flatten().float().to(rank.device) for buffer in _floating_buffers(state)])

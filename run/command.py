@@ -92,6 +92,8 @@ def killed_loader(error: BaseException | None) -> InputError | None:
 
 
 STOPPED = 85  # exit code: saved, start me again with --resume auto
+INTERRUPTED = 130  # exit code of Ctrl-C, saved or not: whoever pressed it wants no restart
+LOST_PEER = re.compile(r"Connection (closed|reset) by peer|remote process exited|Socket closed")
 
 
 def explain(error: BaseException) -> int:
@@ -104,7 +106,7 @@ def explain(error: BaseException) -> int:
     error = killed or error
     if isinstance(error, KeyboardInterrupt):
         tell("interrupted; a training run goes on from its last checkpoint with --resume auto\n" if index == 0 else "")
-        return 130
+        return INTERRUPTED
     if is_distributed() and not killed and not (index == 0 and isinstance(error, InputError)):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from the launcher: no request to save any more
         time.sleep(5)
@@ -112,6 +114,8 @@ def explain(error: BaseException) -> int:
 
         if StopRequest.is_made:  # the launcher's signal came while this process still waited for one that is gone
             return 1
+    if is_distributed() and isinstance(error, RuntimeError) and LOST_PEER.search(str(error)):
+        error = InputError("another process of the run is gone, killed perhaps for want of memory. Start all of them again with --resume auto")
     if not isinstance(error, InputError):
         traceback.print_exception(error)
         return 1
@@ -130,13 +134,18 @@ def leave(exit_code: int) -> None:
 
 
 def run_process(main: Callable[[list[str]], int], argv: list[str]) -> None:
-    """Run a command that may be one of several processes, and exit: with its code, or 1 and the cause of its failure, told once."""
+    """Run a command that may be one of several processes, and exit: with its code, or 1 and the cause of its failure, told once.
+
+    130 where it was Ctrl-C that had it save and stop."""
     reserve_standard_streams()
     try:
         try:
-            sys.exit(main(argv))
+            exit_code = main(argv)
         finally:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a lost loader process may yet be told of: here, but not while the cause is named
+        from utils import StopRequest
+
+        sys.exit(INTERRUPTED if exit_code == STOPPED and StopRequest.interrupted_at is not None else exit_code)
     except (Exception, KeyboardInterrupt) as failure:
         leave(explain(failure))
     finally:

@@ -38,6 +38,13 @@ class Config:
     checkpoint_minutes: float | None = setting(None, "minutes between checkpoints inside an epoch (default: none inside)", above=0)
     on_full_disk: str = setting("stop", "what to do where the disk is full: stop, or wait for room", choices=("stop", "wait"))
     full_disk_minutes: float = setting(30.0, "minutes to wait for room", above=0)
+    on_nonfinite: str = setting(
+        "skip",
+        "what to do about a step whose loss or gradients are not finite, besides leaving it out: skip: train on, but after --max-skipped-steps in a row go "
+        "back to the newest sound checkpoint, once, then stop; rollback: go back at the first one, and stop if that does not get past it; stop: stop",
+        choices=("skip", "stop", "rollback"),
+    )
+    max_skipped_steps: int = setting(20, "steps in a row that may be left out because they are not finite", at_least=1)
     allow_config_change: bool = setting(False, "resume although the recipe differs from the checkpoint's")
     project: str | None = setting(None, "Weights & Biases project to log to (needs the package wandb)")
     # evaluation

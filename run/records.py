@@ -42,8 +42,7 @@ class Records:
         with disk.writing(str(folder), CURE):
             if cfg.overwrite:
                 self._delete_run()
-            checkpoint.set_aside(folder, start_epoch)
-            self._drop_lines(start_epoch)
+            self.rewind(start_epoch)
             if not (folder / "args.yaml").exists():
                 disk.write_whole(folder / "args.yaml", _environment() + settings.dump(cfg))
             self.boards = [_TensorBoard(folder, start_epoch), *([_WeightsAndBiases(cfg, folder)] if cfg.project else [])]
@@ -53,8 +52,14 @@ class Records:
             if not path.is_dir():
                 path.unlink(missing_ok=True)
 
+    def rewind(self, start_epoch: int) -> None:
+        """Set aside what belongs to epochs from `start_epoch` on, which training repeats: numbered checkpoints, and lines of log.txt."""
+        with disk.writing(str(self.folder), CURE):
+            checkpoint.set_aside(self.folder, start_epoch)
+            self._drop_lines(start_epoch)
+
     def _drop_lines(self, start_epoch: int) -> None:
-        """Keep the lines of log.txt before `start_epoch`; move the others, which training repeats, and torn ones to log_dropped.txt."""
+        """Keep the lines of log.txt before `start_epoch`; move the others, and torn ones, to log_dropped.txt."""
         if not self.log_path.exists():
             return
         text = self.log_path.read_text(encoding="utf-8", errors="replace")  # a torn block may hold anything
@@ -83,6 +88,9 @@ class Records:
 
 class NoRecords:
     """What the other processes have in place of `Records`."""
+
+    def rewind(self, start_epoch: int) -> None:
+        pass
 
     def write(self, record: dict) -> None:
         pass

@@ -39,7 +39,8 @@ SHORT_RUN = [
 
 
 # A network whose checkpoints are small, for tests of files. In channels-last its backward pass crashes in oneDNN (torch 2.14).
-TINY_RUN = [*SHORT_RUN, "--model=resnet18", "--model-kwargs", "channels=[4,8,8,8]", "layers=[1,1,1,1]", "--memory-format=nchw", "--distillation-type=none"]
+TINY = ["--model=resnet18", "--model-kwargs", "channels=[4,8,8,8]", "layers=[1,1,1,1]", "--memory-format=nchw"]
+TINY_RUN = [*SHORT_RUN, *TINY, "--distillation-type=none"]
 
 
 @pytest.fixture

@@ -291,11 +291,6 @@ def test_models_and_optimisers_that_cannot_be_used_are_refused_in_one_line(short
     assert not (tmp_path / "log.txt").exists()
 
 
-def test_divergence_is_named_with_its_place_and_cure(short_run, tmp_path):
-    with pytest.raises(FloatingPointError, match=r"the loss became (nan|inf).* of epoch \d.*--lr"):
-        short_run("--epochs=3", "--opt=sgd", "--lr=1e30", "--warmup-epochs=0", "--clip-grad=none", f"--output_dir={tmp_path}")
-
-
 @pytest.mark.parametrize(
     "flags",
     [
