@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from loading.keys import draw_words
-from losses import count_correct, is_finite
-from run import checkpoint
+from losses import count_correct
+from run import checkpoint, records
 from run.checkpoint import TrainState
 from run.config import Config
 from run.errors import InputError
 from run.optim import scaled_lr
-from utils import Rank, StopRequest, all_sum, any_process, log, mean_over_processes, unwrap
+from run.skipping import step_unless
+from run.watch import NotFinite, Watch, first_nonfinite, first_nonfinite_in, require_finite, tensors_of
+from utils import Rank, StopRequest, all_sum, any_process, everyones, log, mean_over_processes, unwrap
 
 REPORT_EVERY_S = 10.0
 
@@ -49,30 +52,44 @@ class Parts(EvalParts):
     seed: int = 0
 
 
+def start_forward(parts: Parts, epoch: int, step: int) -> None:
+    """Make dropout and stochastic depth functions of (seed, epoch, step, rank), so that a resumed run repeats them."""
+    torch.manual_seed(draw_words("step", parts.seed, epoch, step, parts.rank.index)[0] % 2**63)
+
+
+def mixed(parts: Parts, batch, epoch: int) -> tuple[Tensor, Tensor]:
+    """Images and targets of a micro-batch (`datasets.Batch`) on the device, mixed."""
+    images = batch.images.to(parts.rank.device, memory_format=parts.memory_format, non_blocking=True)
+    return parts.mix(images, batch.targets.to(parts.rank.device, non_blocking=True), epoch, batch.positions)
+
+
 def train_step(parts: Parts, state: TrainState, micro_batches: Iterable, *, epoch: int, step: int) -> Tensor:
     """One optimiser step over `parts.accum_steps` micro-batches (`datasets.Batch`); the mean loss, on the device.
 
-    Dropout and stochastic depth are functions of (seed, epoch, step, rank), so a resumed run repeats them."""
-    torch.manual_seed(draw_words("step", parts.seed, epoch, step, parts.rank.index)[0] % 2**63)
+    A step that is not finite in some process changes nothing in any but `state.skipped_steps`, and its loss counts as 0."""
+    start_forward(parts, epoch, step)
+    state.guard.start_step()
     total = torch.zeros((), device=parts.rank.device, dtype=torch.float64)
     for i, batch in enumerate(micro_batches):
-        images = batch.images.to(parts.rank.device, memory_format=parts.memory_format, non_blocking=True)
-        images, targets = parts.mix(images, batch.targets.to(parts.rank.device, non_blocking=True), epoch, batch.positions)
+        images, targets = mixed(parts, batch, epoch)
         teacher_output = parts.teacher(images, batch, epoch)
         is_last = i == parts.accum_steps - 1
         with contextlib.nullcontext() if is_last or not hasattr(state.net, "no_sync") else state.net.no_sync():
             with parts.autocast(parts.rank.device):
                 loss = parts.criterion(state.net(images), targets, teacher_output) / parts.accum_steps
-            state.scaler.scale(loss).backward()
+            state.scaler.scale(state.guard.spread(loss)).backward()
         total += loss.detach()
     state.scaler.unscale_(state.optimizer)
+    found_inf = state.guard.found_inf()
     parts.clip(state.net.parameters())
-    state.scaler.step(state.optimizer)
+    step_unless(found_inf, state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
+    state.guard.end_step(found_inf, step=step, is_explained=total.isfinite() & state.scaler.is_enabled())
     if state.ema is not None:
-        state.ema.update(unwrap(state.net))
-    return total
+        state.ema.update(unwrap(state.net), found_inf)
+    state.skipped_steps = state.skipped_steps + found_inf.long()
+    return total.masked_fill(found_inf.bool(), 0)
 
 
 class Meter:
@@ -138,11 +155,12 @@ def train_one_epoch(
     num_epochs: int,
     images_per_step: int,
     after_step: Callable[[], bool] = lambda: False,
+    look: Callable[..., None] = lambda skips, **facts: None,
 ) -> dict | None:
     """Train from `state.step` to the epoch's end; the epoch's learning rate, mean loss and rates, or None if stopped before.
 
-    `batches` is an iterable over the micro-batches that are left. `after_step` may save, and stops the epoch by returning True.
-    Raises FloatingPointError when the loss is no longer finite."""
+    `batches` is an iterable over the micro-batches that are left. `after_step` may save, and stops the epoch by returning True; `look` is
+    told of skipped steps (`Watch.look`) at each progress line."""
     set_train_mode(state.net, freezes_batchnorm=parts.freezes_batchnorm)
     state.optimizer.zero_grad(set_to_none=True)
     meter = Meter(num_steps, images_per_step, epoch, num_epochs, first_step=state.step)
@@ -153,28 +171,45 @@ def train_one_epoch(
         wait_start = time.perf_counter()
         micro_batches = [next(batches) for _ in range(parts.accum_steps)]
         meter.data_wait_s += time.perf_counter() - wait_start
-        scale = state.scaler.get_scale()
         loss_sum += train_step(parts, state, micro_batches, epoch=epoch, step=step)
-        state.skipped_steps += state.scaler.get_scale() < scale
         state.step = meter.step = step + 1
         if step + 1 == num_steps or meter.is_due():
-            _require_finite(loss_sum, epoch, step, lr)
-            meter.report(loss_sum.item() / meter.step, lr)
+            num_skipped = int(state.skipped_steps)
+            meter.report(_mean(loss_sum.item(), meter.step - num_skipped), lr)
+            look(state.guard.read(), num_skipped=num_skipped, epoch=epoch, lr=lr)
         state.loss_sum = loss_sum
         if step + 1 < num_steps and after_step():
             return None
-    train_loss = all_sum(loss_sum).item() / (num_steps * parts.rank.world_size)
-    trained = {"train_lr": lr, "train_loss": train_loss, "skipped_steps": state.skipped_steps, **meter.rates()}
+    num_skipped = int(state.skipped_steps)
+    train_loss = _mean(all_sum(loss_sum).item(), (num_steps - num_skipped) * parts.rank.world_size)
+    trained = {"train_lr": lr, "train_loss": train_loss, "skipped_steps": num_skipped, **meter.rates()}
     state.epoch, state.step, state.loss_sum, state.skipped_steps = epoch + 1, 0, 0.0, 0
     return trained
 
 
-def _require_finite(loss_sum: Tensor, epoch: int, step: int, lr: float) -> None:
-    if not is_finite(loss_sum):
-        raise FloatingPointError(
-            f"the loss became {loss_sum.item()} by step {step} of epoch {epoch} (lr {lr:.2e}); the checkpoints of earlier epochs are intact. "
-            "Resume from one with a lower --lr, or with --amp bf16 or none in place of fp16"
-        )
+def _mean(total: float, count: int) -> float:
+    """NaN of nothing."""
+    return total / count if count else math.nan
+
+
+@torch.no_grad()
+def where_it_begins(parts: Parts, state: TrainState, loader, *, epoch: int, step: int) -> str:
+    """In words, what is first not to be finite in that step, whose forward pass all processes run again with the present weights.
+
+    For a run that stops or goes back: this leaves the loader's epoch, and BatchNorm's statistics as the pass makes them."""
+    net = unwrap(state.net)
+    images = [mixed(parts, batch, epoch)[0] for _, batch in zip(range(parts.accum_steps), loader.batches(epoch, step), strict=False)]
+
+    def forward() -> None:
+        set_train_mode(net, freezes_batchnorm=parts.freezes_batchnorm)
+        start_forward(parts, epoch, step)
+        for one in images:
+            with parts.autocast(parts.rank.device):
+                net(one)
+
+    found = "its images are not finite" if first_nonfinite(tensors_of(images)) is not None else first_nonfinite_in(net, forward)
+    found = [f"in process {i}, {text}" if parts.rank.world_size > 1 else text for i, text in enumerate(everyones(found, parts.rank)) if text]
+    return found[0] if found else "run again, every module's output is finite: the loss, the gradients or weights that have changed since"
 
 
 @torch.no_grad()
@@ -244,23 +279,26 @@ PUBLISHED_KEYS = ("train_lr", "train_loss", "test_loss", "test_acc1", "test_acc5
 class Saver:
     """Writes a run's checkpoints: after every epoch, and inside epochs as often as asked for or when the run is told to stop."""
 
-    def __init__(self, cfg: Config, parts: Parts, state: TrainState, *, folder: Path, facts: dict, run: dict, stop: StopRequest):
+    def __init__(self, cfg: Config, parts: Parts, state: TrainState, *, folder: Path, facts: dict, run: dict, stop: StopRequest, watch: Watch):
         self.cfg, self.parts, self.state = cfg, parts, state
-        self.folder, self.facts, self.run, self.stop = folder, facts, run, stop
+        self.folder, self.facts, self.run, self.stop, self.watch = folder, facts, run, stop, watch
         self.metrics = {}
         self.last_save = time.perf_counter()
 
     def _write(self, names: list[str]) -> None:
         collected = checkpoint.collect(self.cfg, self.state, facts=self.facts, run=self.run, metrics=self.metrics, rank=self.parts.rank)
+        require_finite(collected, epoch=self.state.epoch, step=self.state.step)
         if self.parts.rank.is_main:
             checkpoint.save(collected, self.folder, names)
         self.last_save = time.perf_counter()
 
     def after_step(self) -> bool:
-        """Save if it is time to, or if any process was asked to stop; whether to stop."""
+        """Save if it is time to, or if any process was asked to stop; whether to stop. NotFinite where any may not go on."""
         minutes = self.cfg.checkpoint_minutes
         is_late = minutes is not None and time.perf_counter() - self.last_save > 60 * minutes
-        must_stop, is_due = any_process([self.stop.is_made, is_late], self.parts.rank)
+        must_stop, is_due, is_tripped = any_process([self.stop.is_made, is_late, self.watch.is_tripped], self.parts.rank)
+        if is_tripped:
+            raise self.watch.trouble(self.state.guard.read(), self.state.epoch)
         if must_stop or is_due or (self.cfg.checkpoint_steps and self.state.step % self.cfg.checkpoint_steps == 0):
             self._write([checkpoint.LAST])
         return must_stop
@@ -274,39 +312,77 @@ class Saver:
             checkpoint.prune(self.folder, record["epoch"])
         return any_process([self.stop.is_made], self.parts.rank)[0]
 
+    def go_back(self) -> str | None:
+        """Continue from the newest sound checkpoint in the run's folder, and return its path; None where there is none."""
+        source = records.find_checkpoint(dataclasses.replace(self.cfg, resume="auto", eval=False), self.folder)
+        if source is not None:
+            self.state.loss_sum, self.state.skipped_steps = 0.0, 0
+            checkpoint.resume(self.cfg, self.state, source, run=self.run, rank=self.parts.rank)
+            self.state.guard.forget()
+            self.watch.start()
+            self.watch.has_gone_back = True
+        return source
+
 
 def fit(cfg: Config, parts: Parts, state: TrainState, loader, val_loader: Iterable, *, run_records, saver: Saver) -> bool:
-    """Train from `state` to the recipe's last epoch; after each one evaluate, write a record, save. False if told to stop before."""
-    for epoch in range(state.epoch, cfg.epochs):
-        batches = loader.batches(epoch, state.step)
-        trained = train_one_epoch(
-            parts,
-            state,
-            batches,
-            epoch=epoch,
-            num_epochs=cfg.epochs,
-            num_steps=loader.num_steps,
-            images_per_step=loader.global_batch,
-            after_step=saver.after_step,
-        )
-        parts.teacher.end_epoch(epoch)
-        if trained is None:
-            log.warning("told to stop: saved after step %d of epoch %d; continue with --resume auto", state.step, epoch)
-            return False
-        eval_start = time.perf_counter()
-        tested = _evaluate_both(state, val_loader, parts)
-        state.scheduler.step(epoch, tested["test_acc1"])
-        is_best, is_best_ema = _keep_best(state, tested)
-        record = _record(state, epoch, trained, tested, eval_s=time.perf_counter() - eval_start)
-        run_records.write(record)
-        must_stop = saver.after_epoch(record, is_best=is_best, is_best_ema=is_best_ema)
-        _log_epoch(record)
+    """Train from `state` to the recipe's last epoch; after each one evaluate, write a record, save. False if told to stop before.
+
+    InputError where too much is not finite to go on, see --on-nonfinite."""
+    while state.epoch < cfg.epochs:
+        epoch = state.epoch
+        try:
+            must_stop = _fit_epoch(cfg, parts, state, loader, val_loader, run_records=run_records, saver=saver)
+        except NotFinite as trouble:
+            parts.teacher.end_epoch(epoch)
+            _go_back(trouble, parts, state, loader, saver=saver)
+            run_records.rewind(state.epoch)
+            continue
         if must_stop and state.epoch < cfg.epochs:
-            log.warning("told to stop: saved after epoch %d; continue with --resume auto", epoch)
+            log.warning("told to stop: saved after %sepoch %d; continue with --resume auto", f"step {state.step} of " if state.step else "", epoch)
             return False
     run_records.close()
     log.info("done: %s, best acc1 %.2f", saver.folder, max(state.best_acc1, 0.0))
     return True
+
+
+def _fit_epoch(cfg: Config, parts: Parts, state: TrainState, loader, val_loader: Iterable, *, run_records, saver: Saver) -> bool:
+    """Train what is left of an epoch, evaluate, write its record, save; whether the run was told to stop, and where `state` has it then."""
+    epoch = state.epoch
+    trained = train_one_epoch(
+        parts,
+        state,
+        loader.batches(epoch, state.step),
+        epoch=epoch,
+        num_epochs=cfg.epochs,
+        num_steps=loader.num_steps,
+        images_per_step=loader.global_batch,
+        after_step=saver.after_step,
+        look=saver.watch.look,
+    )
+    parts.teacher.end_epoch(epoch)
+    if trained is None:
+        return True
+    eval_start = time.perf_counter()
+    tested = _evaluate_both(state, val_loader, parts)
+    saver.watch.end_epoch(parts.rank, epoch=epoch, num_steps=loader.num_steps, test_loss=tested["test_loss"])
+    state.scheduler.step(epoch, tested["test_acc1"])
+    is_best, is_best_ema = _keep_best(state, tested)
+    record = _record(state, epoch, trained, tested, eval_s=time.perf_counter() - eval_start)
+    run_records.write(record)
+    must_stop = saver.after_epoch(record, is_best=is_best, is_best_ema=is_best_ema)
+    _log_epoch(record)
+    return must_stop
+
+
+def _go_back(trouble: NotFinite, parts: Parts, state: TrainState, loader, *, saver: Saver) -> None:
+    """Continue from the newest sound checkpoint; InputError, which tells all, where the run may not, or there is none."""
+    begin = where_it_begins(parts, state, loader, epoch=trouble.epoch, step=trouble.step)
+    lr = state.optimizer.param_groups[0]["lr"]
+    message = f"{trouble} (learning rate {lr:.2e}, precision {saver.watch.precision}): {begin}"
+    source = saver.go_back() if saver.watch.may_go_back() else None
+    if source is None:
+        raise InputError(f"{message}. {saver.watch.advice()}") from trouble
+    log.warning("%s. Going back to %s, epoch %d, step %d", message, source, state.epoch, state.step)
 
 
 def _record(state: TrainState, epoch: int, trained: dict, tested: dict, *, eval_s: float) -> dict:

@@ -1,6 +1,5 @@
 """From logits to a scalar: the criterion of a recipe, with or without a teacher."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -68,7 +67,3 @@ def count_correct(logits: Tensor, targets: Tensor, top: int) -> Tensor:
     """How many of `targets` (B,) are among the `top` highest of `logits` (B, C); a scalar. Fewer classes than `top`: all of them."""
     best = logits.topk(min(top, logits.shape[1]), dim=1).indices
     return (best == targets.view(-1, 1)).sum()
-
-
-def is_finite(value: Tensor) -> bool:
-    return bool(torch.isfinite(value).all())

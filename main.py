@@ -17,7 +17,7 @@ def train(cfg: config.Config, rank) -> int:
     import utils
     from distillation import labelling
     from loading import augment
-    from run import checkpoint, network, optim, records
+    from run import checkpoint, network, optim, records, watch
 
     amp_dtype = utils.pick_amp(cfg.amp, rank.device)
     memory_format = utils.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
@@ -60,7 +60,8 @@ def train(cfg: config.Config, rank) -> int:
         teacher_loader = datasets.build_teacher_loader(cfg, val_images, rank)
         engine.check_teacher(parts.teacher.net, teacher_loader, parts, num_classes=num_classes, min_acc1=cfg.teacher_min_acc1)
     run_records = records.open_records(cfg, folder, state.epoch, rank)
-    saver = engine.Saver(cfg, parts, state, folder=folder, facts=datasets.facts(cfg, val_images.classes), run=run, stop=stop)
+    facts = datasets.facts(cfg, val_images.classes)
+    saver = engine.Saver(cfg, parts, state, folder=folder, facts=facts, run=run, stop=stop, watch=watch.Watch(cfg, amp_dtype))
     is_done = engine.fit(cfg, parts, state, loader, val_loader, run_records=run_records, saver=saver)
     return 0 if is_done else STOPPED
 

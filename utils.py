@@ -158,6 +158,14 @@ def gather(values: Tensor, rank: Rank) -> Tensor:
     return torch.stack(parts)
 
 
+def everyones(value, rank: Rank) -> list:
+    """The `value` of every process, on each; for plain data, as small as a message."""
+    values = [value] * rank.world_size
+    if rank.world_size > 1:
+        dist.all_gather_object(values, value, group=rank.control)
+    return values
+
+
 def any_process(flags: list[bool], rank: Rank) -> list[bool]:
     """Each flag, true where it is true in any process: what all of them then act on alike."""
     if rank.world_size == 1:

@@ -6,6 +6,7 @@ as in the published scripts, then what else a run carries and what its user need
 import argparse
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import pickle
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 
 from run.config import Config
 from run.errors import InputError, first_line
+from run.optim import load_optimizer
+from run.skipping import Guard
 from utils import Rank, gather, log, mean_over_processes, unwrap
 
 LAST, BEST, BEST_EMA = "checkpoint_last.pth", "checkpoint_best.pth", "checkpoint_best_ema.pth"
@@ -55,9 +58,14 @@ class TrainState:
     epoch: int = 0  # to train next
     step: int = 0  # optimiser steps done in that epoch, and what they summed up to
     loss_sum: Tensor | float = 0.0
-    skipped_steps: int = 0
+    skipped_steps: Tensor | int = 0
     best_acc1: float = -1.0  # below any accuracy, so that the first epoch is the best so far
     best_ema_acc1: float = -1.0
+
+    @functools.cached_property
+    def guard(self) -> Guard:
+        """What keeps steps that are not finite out of the network."""
+        return Guard(self.net)
 
 
 def fetch(source: str) -> Path | dict[str, Tensor]:
@@ -214,6 +222,7 @@ FREE_SETTINGS = {
     "batch_size", "grad_accum_steps", "recipe_batch", "start_epoch", "device", "output_dir", "overwrite", "resume", "save_freq", "project",
     "checkpoint_steps", "checkpoint_minutes", "allow_config_change", "eval", "use_ema", "report", "pretrained", "finetune", "teacher_min_acc1",
     "teacher_path", "teacher_labels", "teacher_labels_mode", "data_path", "num_workers", "pin_mem", "model_ema_force_cpu",
+    "on_nonfinite", "max_skipped_steps",
 }  # fmt: skip
 
 
@@ -272,7 +281,7 @@ def resume(cfg: Config, state: TrainState, source: str, *, run: dict, rank: Rank
 def _resume_optimizer(checkpoint: dict, state: TrainState, source: str, *, is_same: bool) -> None:
     settings = [{key: value for key, value in group.items() if key != "params"} for group in state.optimizer.param_groups]
     try:
-        state.optimizer.load_state_dict(checkpoint["optimizer"])
+        load_optimizer(state.optimizer, checkpoint["optimizer"])
         if is_same:
             state.scheduler.load_state_dict(checkpoint["lr_scheduler"])
         if checkpoint.get("scaler"):
@@ -330,7 +339,7 @@ def collect(cfg: Config, state: TrainState, *, facts: dict, run: dict, metrics: 
     }
     if state.step:
         checkpoint["loss_sums"] = gather(torch.as_tensor(state.loss_sum, dtype=torch.float64, device=rank.device), rank).tolist()
-        checkpoint["skipped_steps"] = state.skipped_steps
+        checkpoint["skipped_steps"] = int(state.skipped_steps)
     if state.step and rank.world_size > 1:
         own = torch.cat([buffer.flatten().float().to(rank.device) for buffer in _floating_buffers(state)])
         checkpoint["rank_buffers"] = gather(own, rank).cpu()

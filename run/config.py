@@ -36,6 +36,13 @@ class Config:
     save_freq: int = setting(1, "epochs between numbered checkpoints, of which the last three are kept", at_least=1)
     checkpoint_steps: int | None = setting(None, "optimiser steps between checkpoints inside an epoch (default: none inside)", at_least=1)
     checkpoint_minutes: float | None = setting(None, "minutes between checkpoints inside an epoch (default: none inside)", above=0)
+    on_nonfinite: str = setting(
+        "skip",
+        "what to do about a step whose loss or gradients are not finite, besides leaving it out: skip: train on, but after --max-skipped-steps in a row go "
+        "back to the newest sound checkpoint, once, then stop; rollback: go back at the first one, and stop if that does not get past it; stop: stop",
+        choices=("skip", "stop", "rollback"),
+    )
+    max_skipped_steps: int = setting(20, "steps in a row that may be left out because they are not finite", at_least=1)
     allow_config_change: bool = setting(False, "resume although the recipe differs from the checkpoint's")
     project: str | None = setting(None, "Weights & Biases project to log to (needs the package wandb)")
     # evaluation

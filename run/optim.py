@@ -16,10 +16,12 @@ from timm.scheduler import (
 )
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3, dispatch_clip_grad
-from torch import nn
+from torch import Tensor, nn
 
 from run.config import Config
 from run.errors import InputError, first_line
+
+FUSED = ("adam", "adamw", "momentum", "nesterov", "sgd")  # on a GPU: torch's kernels that can leave a step out without the host
 
 
 def scaled_lr(lr: float, global_batch: int) -> float:
@@ -35,13 +37,32 @@ def build_optimizer(cfg: Config, net: nn.Module, global_batch: int) -> torch.opt
     betas = {"betas": cfg.opt_betas} if cfg.opt_betas is not None else {}
     eps = {"eps": cfg.opt_eps} if cfg.opt_eps is not None else {}
     settings = {"lr": scaled_lr(cfg.lr, global_batch), "weight_decay": cfg.weight_decay, "momentum": cfg.momentum, **eps, **betas}
+    is_fused = cfg.opt in FUSED and next(net.parameters()).device.type != "cpu"
     try:
-        optimizer = create_optimizer_v2(net, opt=cfg.opt, **settings)
+        optimizer = create_optimizer_v2(net, opt=cfg.opt, **settings, **({"fused": True} if is_fused else {}))
     except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"--opt {cfg.opt} cannot be used here ({first_line(error)}): choose another, or check --opt-eps and --opt-betas") from error
     if getattr(optimizer, "is_second_order", False) or cfg.opt == "adahessian":
         raise InputError(f"--opt {cfg.opt} needs second derivatives, which this training loop does not compute: choose another")
+    if is_fused:
+        start_momentum(optimizer)
     return optimizer
+
+
+def start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give SGD the momentum of no steps yet, which is 0; a fused one that leaves out its first step would go on from whatever memory held."""
+    for group in optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else ():
+        for parameter in group["params"] if group["momentum"] else ():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
+    """Continue from the optimiser state of a checkpoint, with the kernels chosen for this device rather than for the checkpoint's.
+
+    ValueError or KeyError where it belongs to another optimiser."""
+    pairs = zip(saved["param_groups"], optimizer.param_groups, strict=True)
+    groups = [group | {"fused": own["fused"]} if "fused" in own else group for group, own in pairs]
+    optimizer.load_state_dict({**saved, "param_groups": groups})
 
 
 class PlateauSchedule(PlateauLRScheduler):
@@ -106,8 +127,31 @@ def build_clipping(cfg: Config) -> Callable[[list[nn.Parameter]], None]:
     return lambda parameters: dispatch_clip_grad(parameters, cfg.clip_grad, mode=cfg.clip_mode)
 
 
-def build_ema(cfg: Config, net: nn.Module) -> ModelEmaV3 | None:
+class Ema(ModelEmaV3):
+    """timm's moving average, which can leave a step out without waiting for a GPU."""
+
+    def update(self, net: nn.Module, found_inf: Tensor) -> None:
+        """Average `net` in; where `found_inf` (scalar on the net's device) is 1, change nothing."""
+        if next(self.module.parameters()).device.type != "cpu":
+            self.update_on_device(net, found_inf)
+        elif not found_inf.item():
+            super().update(net)
+
+    @torch.no_grad()
+    def update_on_device(self, net: nn.Module, found_inf: Tensor) -> None:
+        """The same for a GPU, which alone knows the flag: lerp's weight must be a number of the host's, so it is taken apart."""
+        pairs = list(zip(self.module.state_dict().values(), net.state_dict().values(), strict=True))
+        averages, values = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+        differences = torch._foreach_sub(values, averages)
+        torch._foreach_mul_(differences, (1 - self.decay) * (1 - found_inf))
+        torch._foreach_add_(averages, differences)
+        for average, value in pairs:
+            if not average.is_floating_point():
+                average.copy_(value)
+
+
+def build_ema(cfg: Config, net: nn.Module) -> Ema | None:
     """Moving average of every floating-point entry of the net's state dict; None where the recipe keeps none."""
     if not cfg.model_ema:
         return None
-    return ModelEmaV3(net, decay=cfg.model_ema_decay, device=torch.device("cpu") if cfg.model_ema_force_cpu else None)
+    return Ema(net, decay=cfg.model_ema_decay, device=torch.device("cpu") if cfg.model_ema_force_cpu else None)

@@ -72,12 +72,12 @@ class Records:
         if cfg.overwrite:
             for path in [self.log_path, folder / "args.yaml", *folder.glob("checkpoint_*.pth"), *folder.glob("events.out.tfevents.*")]:
                 path.unlink(missing_ok=True)
-        self._drop_lines(start_epoch)
+        self.rewind(start_epoch)
         if not (folder / "args.yaml").exists():
             (folder / "args.yaml").write_text(_environment() + settings.dump(cfg), encoding="utf-8")
         self.boards = [_TensorBoard(folder, start_epoch), *([_WeightsAndBiases(cfg, folder)] if cfg.project else [])]
 
-    def _drop_lines(self, start_epoch: int) -> None:
+    def rewind(self, start_epoch: int) -> None:
         """Keep the lines of log.txt before `start_epoch`; move the others, which training repeats, to log_dropped.txt."""
         if not self.log_path.exists():
             return
@@ -114,6 +114,9 @@ class Records:
 
 class NoRecords:
     """What the other processes have in place of `Records`."""
+
+    def rewind(self, start_epoch: int) -> None:
+        pass
 
     def write(self, record: dict) -> None:
         pass
