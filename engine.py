@@ -20,7 +20,7 @@ from run.errors import InputError
 from run.optim import scaled_lr
 from run.skipping import step_unless
 from run.watch import NotFinite, Watch, first_nonfinite, first_nonfinite_in, require_finite, tensors_of
-from utils import Rank, StopRequest, all_sum, any_process, everyones, log, mean_over_processes, unwrap
+from utils import Agreement, Rank, StopRequest, all_sum, any_process, everyones, log, mean_over_processes, unwrap
 
 REPORT_EVERY_S = 10.0
 
@@ -80,8 +80,7 @@ def train_step(parts: Parts, state: TrainState, micro_batches: Iterable, *, epoc
             state.scaler.scale(state.guard.spread(loss)).backward()
         total += loss.detach()
     state.scaler.unscale_(state.optimizer)
-    found_inf = state.guard.found_inf()
-    parts.clip(state.net.parameters())
+    found_inf = state.guard.found_inf(parts.clip(state.net.parameters()))
     step_unless(found_inf, state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
@@ -284,6 +283,7 @@ class Saver:
         self.folder, self.facts, self.run, self.stop, self.watch = folder, facts, run, stop, watch
         self.metrics = {}
         self.last_save = time.perf_counter()
+        self.agreement = Agreement(parts.rank)
 
     def _write(self, names: list[str]) -> None:
         collected = checkpoint.collect(self.cfg, self.state, facts=self.facts, run=self.run, metrics=self.metrics, rank=self.parts.rank)
@@ -296,7 +296,7 @@ class Saver:
         """Save if it is time to, or if any process was asked to stop; whether to stop. NotFinite where any may not go on."""
         minutes = self.cfg.checkpoint_minutes
         is_late = minutes is not None and time.perf_counter() - self.last_save > 60 * minutes
-        must_stop, is_due, is_tripped = any_process([self.stop.is_made, is_late, self.watch.is_tripped], self.parts.rank)
+        must_stop, is_due, is_tripped = self.agreement.any_process([self.stop.is_made, is_late, self.watch.is_tripped])
         if is_tripped:
             raise self.watch.trouble(self.state.guard.read(), self.state.epoch)
         if must_stop or is_due or (self.cfg.checkpoint_steps and self.state.step % self.cfg.checkpoint_steps == 0):

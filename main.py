@@ -17,7 +17,7 @@ def train(cfg: config.Config, rank) -> int:
     import utils
     from distillation import labelling
     from loading import augment
-    from run import checkpoint, network, optim, records, watch
+    from run import checkpoint, clipping, network, optim, records, watch
 
     amp_dtype = utils.pick_amp(cfg.amp, rank.device)
     memory_format = utils.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
@@ -47,7 +47,7 @@ def train(cfg: config.Config, rank) -> int:
         criterion=losses.build_criterion(cfg),
         teacher=labelling.build_teacher(cfg, loader, rank, num_classes=num_classes, epochs=range(state.epoch, cfg.epochs)),
         mix=augment.build_mixing(cfg, loader.plan, num_classes),
-        clip=optim.build_clipping(cfg),
+        clip=clipping.build_clipping(cfg),
         amp_dtype=amp_dtype,
         memory_format=memory_format,
         accum_steps=cfg.grad_accum_steps,

@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,13 +167,43 @@ def everyones(value, rank: Rank) -> list:
     return values
 
 
+def max_over_processes(values: list[float], rank: Rank) -> list[float]:
+    """Each value's maximum over all processes."""
+    if rank.world_size == 1:
+        return values
+    found = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=rank.control)
+    return found.tolist()
+
+
 def any_process(flags: list[bool], rank: Rank) -> list[bool]:
     """Each flag, true where it is true in any process: what all of them then act on alike."""
-    if rank.world_size == 1:
-        return flags
-    values = torch.tensor(flags, dtype=torch.int32)
-    dist.all_reduce(values, dist.ReduceOp.MAX, group=rank.control)
-    return values.bool().tolist()
+    return [bool(value) for value in max_over_processes(flags, rank)]
+
+
+AGREE_EVERY_S = 2.0  # so that an answer comes well within 10 s, also where steps suddenly take longer
+
+
+class Agreement:
+    """Has all processes agree on flags, not at every step but every so many that it costs nothing."""
+
+    def __init__(self, rank: Rank):
+        self.rank = rank
+        self.num_steps = self.left = 1
+        self.since = time.perf_counter()
+
+    def any_process(self, flags: list[bool]) -> list[bool]:
+        """After each step: the flags that are true in any process, or all false where this is not a step to agree on."""
+        if self.rank.world_size == 1:
+            return flags
+        self.left -= 1
+        if self.left > 0:
+            return [False] * len(flags)
+        now = time.perf_counter()
+        *found, slowest_s = max_over_processes([*flags, (now - self.since) / self.num_steps], self.rank)
+        self.num_steps = self.left = max(1, int(AGREE_EVERY_S / slowest_s))
+        self.since = now
+        return [bool(value) for value in found]
 
 
 class StopRequest:

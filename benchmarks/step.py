@@ -30,7 +30,7 @@ import timm.loss
 import timm.optim
 import timm.utils
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import engine
 import model
@@ -244,7 +244,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=8, help="turns of each side that are timed [%(default)s]")
     parser.add_argument("--threads", type=int, default=1, help="processor threads [%(default)s]")
     parser.add_argument("--device", default="auto", help="[%(default)s]")
-    parser.add_argument("--amp", default="auto", choices=("auto", "bf16", "fp16", "none"), help="our precision; the published style's is fp16 on a GPU [%(default)s]")
+    parser.add_argument(
+        "--amp", default="auto", choices=("auto", "bf16", "fp16", "none"), help="our precision; the published style's is fp16 on a GPU [%(default)s]"
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     rank = utils.Rank(0, 1, 0, 1, utils.open_device(args.device))

@@ -54,6 +54,7 @@ def main(out: str, dtype: str, *flags: str) -> None:
 
     def record(parameters):
         grads.append([parameter.grad.clone() for parameter in parameters])
+        return torch.nn.utils.get_total_norm(grads[-1])
 
     with torch.no_grad():
         parts = engine.Parts(
