@@ -213,10 +213,12 @@ def where_it_begins(parts: Parts, state: TrainState, loader, *, epoch: int, step
 
 @torch.no_grad()
 def average_buffers(net: nn.Module, rank: Rank) -> None:
-    """Make BatchNorm's running statistics their mean over all processes."""
-    for buffer in net.buffers() if rank.world_size > 1 else ():
-        if buffer.is_floating_point():
-            buffer.copy_(mean_over_processes(buffer, rank))
+    """Make BatchNorm's running statistics their mean over all processes, in one message."""
+    buffers = [buffer for buffer in net.buffers() if buffer.is_floating_point()]
+    if rank.world_size == 1 or not buffers:
+        return
+    means = mean_over_processes(torch.cat([buffer.flatten() for buffer in buffers]), rank).split([buffer.numel() for buffer in buffers])
+    torch._foreach_copy_(buffers, [mean.view_as(buffer) for mean, buffer in zip(means, buffers, strict=True)])
 
 
 @torch.no_grad()

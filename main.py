@@ -34,7 +34,7 @@ def train(cfg: config.Config, rank) -> int:
     optimizer = optim.build_optimizer(cfg, net, loader.global_batch)
     state = checkpoint.TrainState(
         ema=optim.build_ema(cfg, net),
-        net=utils.wrap_distributed(net, rank),
+        net=utils.wrap_distributed(net, rank, accum_steps=cfg.grad_accum_steps),
         optimizer=optimizer,
         scheduler=optim.build_scheduler(cfg, optimizer),
         scaler=utils.build_scaler(cfg.amp, rank.device),

@@ -84,14 +84,16 @@ def build_scaler(amp: str, device: torch.device) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(device.type, enabled=pick_amp(amp, device) is torch.float16)
 
 
-def wrap_distributed(net: nn.Module, rank: Rank) -> nn.Module:
-    """`net`, or with several processes what averages its gradients over them. BatchNorm's buffers stay each process's own."""
+def wrap_distributed(net: nn.Module, rank: Rank, *, accum_steps: int) -> nn.Module:
+    """`net`, or with several processes what averages its gradients over them. BatchNorm's buffers stay each process's own.
+
+    Gradients lie in the buckets that are sent. The graph is the same at every step, unless only the last of `accum_steps` sends."""
     if rank.world_size == 1:
         return net
     distributed = nn.parallel.DistributedDataParallel
     parameters = inspect.signature(distributed).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"  # torch 2.15 renamed it
-    return distributed(net, **{name: False})
+    return distributed(net, **{name: False}, gradient_as_bucket_view=True, static_graph=accum_steps == 1)
 
 
 def start_process(device: str, seed: int) -> Rank:
