@@ -1,6 +1,7 @@
 """The process a run lives in: rank and device, seeds, the logger, sums over processes. Also `replace_batchnorm`, for published callers."""
 
 import contextlib
+import ctypes
 import functools
 import inspect
 import logging
@@ -111,9 +112,23 @@ def start_process(device: str, seed: int) -> Rank:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
         control = dist.new_group(backend="gloo")
     rank = Rank(index, world_size, local_index, int(env.get("LOCAL_WORLD_SIZE", 1)), chosen, control)
+    prepare_memory(chosen)
     seed_all(seed)
     start_logging(rank)
     return rank
+
+
+KEEP_ALL = {-4: 0, -1: -1}  # glibc's M_MMAP_MAX and M_TRIM_THRESHOLD: nothing is mapped apart, nothing is given back
+
+
+def prepare_memory(device: torch.device) -> None:
+    """On a CPU, have glibc keep the memory that a training step frees, for the next one takes as much again.
+
+    Given back, each page of it is fetched from the system and cleared anew: up to a tenth of a step's time."""
+    if device.type == "cpu" and sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+        for option, value in KEEP_ALL.items() if mallopt else ():
+            mallopt(option, value)
 
 
 def stop_process() -> None:
