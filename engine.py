@@ -22,7 +22,7 @@ from run.folder import find_checkpoint
 from run.optim import scaled_lr
 from run.skipping import step_unless
 from run.watch import NotFinite, Watch, first_nonfinite, first_nonfinite_in, require_finite, tensors_of
-from utils import Rank, StopRequest, all_sum, any_process, gather_objects, log, mean_over_processes, unwrap
+from utils import Agreement, Rank, StopRequest, all_sum, any_process, gather_objects, log, mean_over_processes, unwrap
 
 REPORT_EVERY_S = 10.0
 
@@ -82,8 +82,7 @@ def train_step(parts: Parts, state: TrainState, micro_batches: Iterable, *, epoc
             state.scaler.scale(state.guard.spread(loss)).backward()
         total += loss.detach()
     state.scaler.unscale_(state.optimizer)
-    found_inf = state.guard.found_inf()
-    parts.clip(state.net.parameters())
+    found_inf = state.guard.found_inf(parts.clip(state.net.parameters()))
     step_unless(found_inf, state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
@@ -217,10 +216,12 @@ def where_it_begins(parts: Parts, state: TrainState, loader, *, epoch: int, step
 
 @torch.no_grad()
 def average_buffers(net: nn.Module, rank: Rank) -> None:
-    """Make BatchNorm's running statistics their mean over all processes."""
-    for buffer in net.buffers() if rank.world_size > 1 else ():
-        if buffer.is_floating_point():
-            buffer.copy_(mean_over_processes(buffer, rank))
+    """Make BatchNorm's running statistics their mean over all processes, in one message."""
+    buffers = [buffer for buffer in net.buffers() if buffer.is_floating_point()]
+    if rank.world_size == 1 or not buffers:
+        return
+    means = mean_over_processes(torch.cat([buffer.flatten() for buffer in buffers]), rank).split([buffer.numel() for buffer in buffers])
+    torch._foreach_copy_(buffers, [mean.view_as(buffer) for mean, buffer in zip(means, buffers, strict=True)])
 
 
 @torch.no_grad()
@@ -291,6 +292,7 @@ class Saver:
         bests = {checkpoint.BEST: "test_acc1", checkpoint.BEST_EMA: "test_ema_acc1"} if parts.rank.is_main else {}
         self.held = {name: (key, checkpoint.held_accuracy(folder / name, key)) for name, key in bests.items()}
         self.last_save = time.perf_counter()
+        self.agreement = Agreement(parts.rank)
 
     def before_training(self) -> None:
         """Save where there is no last checkpoint yet: so that a log is never without one, and a full disk is found out at once."""
@@ -318,7 +320,7 @@ class Saver:
         """Save if it is time to, or if any process was asked to stop; whether to stop. NotFinite where any may not go on."""
         minutes = self.cfg.checkpoint_minutes
         is_late = minutes is not None and time.perf_counter() - self.last_save > 60 * minutes
-        must_stop, is_due, is_tripped = any_process([self.stop.is_made, is_late, self.watch.is_tripped], self.parts.rank)
+        must_stop, is_due, is_tripped = self.agreement.any_process([self.stop.is_made, is_late, self.watch.is_tripped])
         if is_tripped:
             raise self.watch.trouble(self.state.guard.read(), self.state.epoch)
         is_due = is_due or (self.cfg.checkpoint_steps is not None and self.state.step % self.cfg.checkpoint_steps == 0)

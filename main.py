@@ -18,7 +18,7 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
     import utils
     from distillation import labelling
     from loading import augment
-    from run import checkpoint, network, optim, records, watch
+    from run import checkpoint, clipping, network, optim, records, watch
     from run.folder import claim_folder, find_checkpoint
 
     amp_dtype = utils.pick_amp(cfg.amp, rank.device)
@@ -36,7 +36,7 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
     optimizer = optim.build_optimizer(cfg, net, loader.global_batch)
     state = checkpoint.TrainState(
         ema=optim.build_ema(cfg, net),
-        net=utils.wrap_distributed(net, rank),
+        net=utils.wrap_distributed(net, rank, accum_steps=cfg.grad_accum_steps),
         optimizer=optimizer,
         scheduler=optim.build_scheduler(cfg, optimizer),
         scaler=utils.build_scaler(cfg.amp, rank.device),
@@ -49,7 +49,7 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
         criterion=losses.build_criterion(cfg),
         teacher=labelling.build_teacher(cfg, loader, rank, num_classes=num_classes, epochs=range(state.epoch, cfg.epochs)),
         mix=augment.build_mixing(cfg, loader.plan, num_classes),
-        clip=optim.build_clipping(cfg),
+        clip=clipping.build_clipping(cfg),
         amp_dtype=amp_dtype,
         memory_format=memory_format,
         accum_steps=cfg.grad_accum_steps,

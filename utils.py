@@ -1,6 +1,7 @@
 """The process a run lives in: rank and device, seeds, the logger, sums over processes. Also `replace_batchnorm`, for published callers."""
 
 import contextlib
+import ctypes
 import functools
 import inspect
 import logging
@@ -87,14 +88,16 @@ def build_scaler(amp: str, device: torch.device) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(device.type, enabled=pick_amp(amp, device) is torch.float16)
 
 
-def wrap_distributed(net: nn.Module, rank: Rank) -> nn.Module:
-    """`net`, or with several processes what averages its gradients over them. BatchNorm's buffers stay each process's own."""
+def wrap_distributed(net: nn.Module, rank: Rank, *, accum_steps: int) -> nn.Module:
+    """`net`, or with several processes what averages its gradients over them. BatchNorm's buffers stay each process's own.
+
+    Gradients lie in the buckets that are sent. The graph is the same at every step, unless only the last of `accum_steps` sends."""
     if rank.world_size == 1:
         return net
     distributed = nn.parallel.DistributedDataParallel
     parameters = inspect.signature(distributed).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"  # torch 2.15 renamed it
-    return distributed(net, **{name: False})
+    return distributed(net, **{name: False}, gradient_as_bucket_view=True, static_graph=accum_steps == 1)
 
 
 def start_process(device: str, seed: int) -> Rank:
@@ -112,6 +115,7 @@ def start_process(device: str, seed: int) -> Rank:
         join_processes("nccl" if chosen.type == "cuda" else "gloo")
         control = dist.new_group(backend="gloo")
     rank = Rank(index, world_size, local_index, int(env.get("LOCAL_WORLD_SIZE", 1)), chosen, control)
+    prepare_memory(chosen)
     seed_all(seed)
     start_logging(rank)
     return rank
@@ -125,6 +129,19 @@ def join_processes(backend: str) -> None:
     store.set_timeout(default_pg_timeout)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     dist.init_process_group(backend, store=dist.PrefixStore(f"attempt_{attempt}", store), rank=index, world_size=world_size)
+
+
+KEEP_ALL = {-4: 0, -1: -1}  # glibc's M_MMAP_MAX and M_TRIM_THRESHOLD: nothing is mapped apart, nothing is given back
+
+
+def prepare_memory(device: torch.device) -> None:
+    """On a CPU, have glibc keep the memory that a training step frees, for the next one takes as much again.
+
+    Given back, each page of it is fetched from the system and cleared anew: up to a tenth of a step's time."""
+    if device.type == "cpu" and sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+        for option, value in KEEP_ALL.items() if mallopt else ():
+            mallopt(option, value)
 
 
 def stop_process() -> None:
@@ -201,13 +218,43 @@ def gather_objects(value, rank: Rank) -> list:
     return values
 
 
+def max_over_processes(values: list[float], rank: Rank) -> list[float]:
+    """Each value's maximum over all processes."""
+    if rank.world_size == 1:
+        return values
+    found = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=rank.control)
+    return found.tolist()
+
+
 def any_process(flags: list[bool], rank: Rank) -> list[bool]:
     """Each flag, true where it is true in any process: what all of them then act on alike."""
-    if rank.world_size == 1:
-        return flags
-    values = torch.tensor(flags, dtype=torch.int32)
-    dist.all_reduce(values, dist.ReduceOp.MAX, group=rank.control)
-    return values.bool().tolist()
+    return [bool(value) for value in max_over_processes(flags, rank)]
+
+
+AGREE_EVERY_S = 2.0  # so that an answer comes well within 10 s, also where steps suddenly take longer
+
+
+class Agreement:
+    """Has all processes agree on flags, not at every step but every so many that it costs nothing."""
+
+    def __init__(self, rank: Rank):
+        self.rank = rank
+        self.num_steps = self.left = 1
+        self.since = time.perf_counter()
+
+    def any_process(self, flags: list[bool]) -> list[bool]:
+        """After each step: the flags that are true in any process, or all false where this is not a step to agree on."""
+        if self.rank.world_size == 1:
+            return flags
+        self.left -= 1
+        if self.left > 0:
+            return [False] * len(flags)
+        now = time.perf_counter()
+        *found, slowest_s = max_over_processes([*flags, (now - self.since) / self.num_steps], self.rank)
+        self.num_steps = self.left = max(1, int(AGREE_EVERY_S / slowest_s))
+        self.since = now
+        return [bool(value) for value in found]
 
 
 def from_main(find: Callable[[], str | None], rank: Rank) -> str | None:

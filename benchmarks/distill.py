@@ -33,6 +33,7 @@ from loading.batches import Batch
 from loading.keys import Plan, build_plan
 from measuring import operations
 from run import (
+    clipping,
     config,
     network,
     optim,
@@ -100,7 +101,7 @@ def build_side(cfg: config.Config, plan: Plan, rank: utils.Rank, *, answers) -> 
         criterion=losses.build_criterion(cfg),
         teacher=answers,
         mix=augment.build_mixing(cfg, plan, NUM_CLASSES),
-        clip=optim.build_clipping(cfg),
+        clip=clipping.build_clipping(cfg),
         amp_dtype=amp_dtype,
         memory_format=memory_format,
         rank=rank,

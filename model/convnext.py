@@ -9,6 +9,8 @@ from timm.layers import LayerNorm2d, calculate_drop_path_rates
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
+from model.depthwise import DepthwiseConv2d
+from model.layers import average_pool
 from model.nets import PooledNet, Stage
 from model.registration import pretrained_cfg, register
 
@@ -22,7 +24,7 @@ class Downsample(nn.Module):
         super().__init__()
         dim = 2 * in_chs
         self.norm_in_branch = norm_in_branch
-        self.dwconv = nn.Conv2d(in_chs, dim, 7, stride=2, padding=3, groups=in_chs)
+        self.dwconv = DepthwiseConv2d(in_chs, 7, out_chs=dim, stride=2)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.pwconv1 = nn.Linear(dim, dim)
         self.act = nn.GELU()
@@ -106,7 +108,7 @@ class ConvNeXt(PooledNet):
         """Logits of a feature map or, with `pre_logits`, its pooled and normalised features (B, num_features)."""
         if self.global_pool == "":
             return x
-        return self.head(x.mean((2, 3)), pre_logits)
+        return self.head(average_pool(x), pre_logits)
 
 
 FEMTO = {"dims": (48, 96, 192, 384), "depths": (2, 2, 6, 2)}

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from model.depthwise import DepthwiseConv2d
+
 # ---- folding BatchNorm into its neighbours
 
 
@@ -25,10 +27,10 @@ def norm_scale_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
 def fold_norm_after(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     """One biased convolution equal to `norm(conv(x))` in evaluation; `conv` stays as it is."""
     weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-    fused = nn.Conv2d(
-        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups,
-        device=weight.device, dtype=weight.dtype,
-    )  # fmt: skip
+    if isinstance(conv, DepthwiseConv2d):
+        fused = DepthwiseConv2d(conv.in_channels, conv.kernel_size, out_chs=conv.out_channels, stride=conv.stride)
+    else:
+        fused = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
     fused.weight, fused.bias = nn.Parameter(weight), nn.Parameter(bias)
     return fused.train(conv.training)
 
@@ -47,6 +49,50 @@ def average_heads(head: nn.Linear, head_dist: nn.Linear) -> nn.Linear:
     head.weight.add_(head_dist.weight).div_(2)
     head.bias.add_(head_dist.bias).div_(2)
     return head
+
+
+# ---- layouts in memory
+
+
+class _KeepLayout(torch.autograd.Function):
+    """The identity, whose gradient it lays out like its input: channels-last, or contiguous."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.memory_format = layout(x)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad.contiguous(memory_format=ctx.memory_format)
+
+
+def layout(x: Tensor) -> torch.memory_format:
+    """The memory format that x (B, C, H, W) has, or whose part it is."""
+    return torch.channels_last if x.shape[1] > 1 and x.stride(1) == 1 else torch.contiguous_format
+
+
+def keep_layout(x: Tensor) -> Tensor:
+    """`x`, whose gradient has the memory format of x.
+
+    For what hands back a gradient in another: the layers before it would go on in that, or go through memory against the grain."""
+    if torch.jit.is_scripting():
+        return x
+    if torch.jit.is_tracing() or torch.compiler.is_compiling() or not x.requires_grad:
+        return x
+    return _KeepLayout.apply(x)
+
+
+def dense(x: Tensor) -> Tensor:
+    """`x`, where it is a part of another map's channels, copied into one piece: once, and not by every layer that reads it."""
+    if torch.jit.is_scripting():
+        return x
+    return keep_layout(x.contiguous(memory_format=layout(x)))
+
+
+def average_pool(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C): mean over all positions."""
+    return keep_layout(x).mean((2, 3))
 
 
 # ---- convolutions and heads
@@ -85,6 +131,8 @@ class ConvNorm(nn.Sequential):
     ):
         if kernel_size == stride == 1 and groups == in_chs == out_chs:
             conv = ChannelScale(in_chs, bias=bias)
+        elif groups == in_chs and out_chs % in_chs == 0:
+            conv = DepthwiseConv2d(in_chs, kernel_size, out_chs=out_chs, stride=stride, bias=bias)
         else:
             conv = nn.Conv2d(in_chs, out_chs, kernel_size, stride, kernel_size // 2, groups=groups, bias=bias)
         norm = nn.BatchNorm2d(out_chs)

@@ -10,7 +10,20 @@ import torch
 from timm.layers import SqueezeExcite, calculate_drop_path_rates, to_2tuple
 from torch import Tensor, nn
 
-from model.layers import LEVIT_CONV_NAMES, LEVIT_HEAD_NAMES, ConvNorm, NormLinear, Residual, ScaleShift, add_identity_and_1x1, average_heads
+from model.layers import (
+    LEVIT_CONV_NAMES,
+    LEVIT_HEAD_NAMES,
+    ConvNorm,
+    NormLinear,
+    Residual,
+    ScaleShift,
+    add_identity_and_1x1,
+    average_heads,
+    average_pool,
+    dense,
+    keep_layout,
+)
+from model.mixers import matmul_laid_out_like
 from model.nets import PooledNet
 from model.registration import pretrained_cfg, register
 from model.ska import ska
@@ -108,11 +121,11 @@ class Attention(nn.Module):
                 f"the biases of this attention are for maps of {self.resolution[0]}x{self.resolution[1]}, not {height}x{width}: "
                 "resize the images to the network's img_size (224), or train one with img_size=(height, width)"
             )
-        q, k, v = self.qkv(x).split(self.split_dims, dim=1)
+        q, k, v = keep_layout(self.qkv(x)).split(self.split_dims, dim=1)
         shape = [batch, self.num_heads, -1, height * width]
-        q, k, v = self.dw(q).reshape(shape), k.reshape(shape), v.reshape(shape)
+        q, k, v = keep_layout(self.dw(dense(q))).reshape(shape), k.reshape(shape), v.reshape(shape)
         scores = (q * self.scale).transpose(-2, -1) @ k + self.attention_biases[:, self.attention_bias_idxs]
-        out = v @ scores.softmax(-1).transpose(-2, -1)
+        out = matmul_laid_out_like(v, v, scores.softmax(-1).transpose(-2, -1))
         return self.proj(out.reshape(batch, dim, height, width))
 
 
@@ -233,7 +246,7 @@ class LSNet(PooledNet):
     def forward_head(self, x: Tensor, pre_logits: bool = False):
         """Logits of a feature map or, with `pre_logits`, its pooled features (B, num_features)."""
         if self.global_pool == "avg":
-            x = x.mean((2, 3))
+            x = average_pool(x)
         x = self.head_drop(x)
         if pre_logits:
             return x

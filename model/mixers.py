@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import elu, interpolate, relu, scaled_dot_product_attention, softplus
 
-from model.layers import ConvNorm
+from model.depthwise import DepthwiseConv2d
+from model.layers import ConvNorm, keep_layout
 
 
 def is_half_autocast(x: Tensor) -> bool:
@@ -35,9 +36,8 @@ class RecConv2d(nn.Module):
         super().__init__()
         self.level = level
         self.mode = mode
-        settings = {"kernel_size": kernel_size, "padding": kernel_size // 2, "groups": dim, "bias": False}
-        self.down = nn.Conv2d(dim, dim, stride=2, **settings)
-        self.convs = nn.ModuleList([nn.Conv2d(dim, dim, **settings) for _ in range(level + 1)])
+        self.down = DepthwiseConv2d(dim, kernel_size, stride=2, bias=False)
+        self.convs = nn.ModuleList([DepthwiseConv2d(dim, kernel_size, bias=False) for _ in range(level + 1)])
 
     def _mix(self, x: Tensor) -> Tensor:
         pyramid = [x]
@@ -76,6 +76,13 @@ def kernel_feature(x: Tensor, kernel: str) -> Tensor:
     return softplus(x, beta=3.5)
 
 
+def matmul_laid_out_like(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b` (..., E, N), in the order in memory that x (..., D, N) has: in channels-last, the channels of a position lie together."""
+    if x.stride(-2) == 1 and x.stride(-1) != 1:
+        return (b.transpose(-2, -1) @ a.transpose(-2, -1)).transpose(-2, -1)
+    return a @ b
+
+
 def attend_values_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Linear attention in O(N D E): q and k (..., D, N), not negative, and v (..., E, N) -> (..., E, N).
 
@@ -84,7 +91,7 @@ def attend_values_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scale = k.shape[-1] ** -0.5
     values = (v * scale) @ (k * scale).transpose(-2, -1)
     total = k.mean(-1, keepdim=True).transpose(-2, -1) @ q
-    return (values @ q) / (total + 1e-6)
+    return matmul_laid_out_like(q, values, q) / (total + 1e-6)
 
 
 def attend_scores_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -92,7 +99,7 @@ def attend_scores_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scale = k.shape[-1] ** -0.5
     scores = k.transpose(-2, -1) @ q
     total = scores.mean(-2, keepdim=True)
-    return (v * scale) @ (scores / (total + 1e-6) * scale)
+    return matmul_laid_out_like(v, v * scale, scores / (total + 1e-6) * scale)
 
 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -120,6 +127,7 @@ class LinearAttention(nn.Module):
     def _attend(self, qk: Tensor, x: Tensor) -> Tensor:
         """(B, 2 qk_dim, H, W) and (B, dim, H, W) -> (B, dim, H, W)."""
         batch, _, height, width = x.shape
+        qk, x = keep_layout(qk), keep_layout(x)
         q, k = qk.reshape(batch, 2 * self.num_heads, -1, height * width).chunk(2, dim=1)
         v = x.reshape(batch, self.num_heads, -1, height * width)
         if self.kernel == "softmax":

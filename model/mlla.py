@@ -11,7 +11,8 @@ from timm.layers import DropPath, Mlp, calculate_drop_path_rates, to_2tuple
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from model.layers import ConvNorm
+from model.depthwise import DepthwiseConv2d
+from model.layers import ConvNorm, average_pool
 from model.mixers import LinearAttention, RecAttn2d, RecConv2d, kernel_feature, run_in_float32
 from model.nets import PooledNet
 from model.registration import pretrained_cfg, register
@@ -81,7 +82,7 @@ def build_mixer(kind: str, dim: int, *, num_heads: int, level: int, resolution: 
         attention = RotaryAttention(dim, num_heads=num_heads, resolution=resolution)
     else:
         attention = LinearAttention(nn.Conv2d(dim, 2 * dim, 1, groups=2), nn.Conv2d(dim, dim, 3, padding=1, groups=dim), num_heads=num_heads)
-    return RecAttn2d(nn.Conv2d(dim, dim, 5, 2, 2, groups=dim), attention, nn.Conv2d(dim, dim, 5, padding=2, groups=dim))
+    return RecAttn2d(DepthwiseConv2d(dim, 5, stride=2), attention, DepthwiseConv2d(dim, 5))
 
 
 class Block(nn.Module):
@@ -93,7 +94,7 @@ class Block(nn.Module):
         super().__init__()
         out_chs = dim * stride
         self.is_strided = stride > 1
-        self.cpe1 = nn.Conv2d(dim, out_chs, 5, stride, 2, groups=dim)
+        self.cpe1 = DepthwiseConv2d(dim, 5, out_chs=out_chs, stride=stride)
         self.norm1 = nn.LayerNorm(out_chs)
         self.i_proj = nn.Linear(out_chs, hidden_dim)
         self.o_proj = nn.Conv2d(hidden_dim // 2, out_chs, 1)
@@ -207,7 +208,7 @@ class MLLA(PooledNet):
         """Logits of a feature map or, with `pre_logits`, its pooled and normalised features (B, num_features)."""
         if self.global_pool == "":
             return x
-        x = self.head_drop(self.norm(x.mean((2, 3))))
+        x = self.head_drop(self.norm(average_pool(x)))
         return x if pre_logits else self.head(x)
 
 

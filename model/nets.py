@@ -5,7 +5,8 @@ from timm.layers import DropPath
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from model.layers import Classifier, ConvNorm, fold_norm_after, norm_scale_shift
+from model.depthwise import DepthwiseConv2d
+from model.layers import Classifier, ConvNorm, average_pool, fold_norm_after, norm_scale_shift
 
 # ---- blocks of the RecNeXt and RepNeXt families
 
@@ -82,7 +83,7 @@ class Downsample(nn.Module):
 
 def strided_conv(in_chs: int) -> nn.Conv2d:
     """7x7 convolution with two kernels per channel: (B, in_chs, H, W) -> (B, 2 in_chs, H/2, W/2)."""
-    return nn.Conv2d(in_chs, 2 * in_chs, 7, stride=2, padding=3, groups=in_chs)
+    return DepthwiseConv2d(in_chs, 7, out_chs=2 * in_chs, stride=2)
 
 
 # ---- networks
@@ -230,6 +231,6 @@ class StagedNet(PooledNet):
     def forward_head(self, x: Tensor, pre_logits: bool = False):
         """Logits of a feature map or, with `pre_logits`, its pooled features (B, num_features)."""
         if self.global_pool == "avg":
-            x = x.mean((2, 3))
+            x = average_pool(x)
         x = self.head_drop(x)
         return x if pre_logits else self.head(x)

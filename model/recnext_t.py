@@ -12,7 +12,7 @@ import torch
 from timm.layers import DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
 
-from model.layers import ConvNorm, add_identity_and_1x1
+from model.layers import ConvNorm, add_identity_and_1x1, dense, keep_layout
 from model.mixers import build_attention, build_rec_attention
 from model.nets import Stage, StagedNet, mlp
 from model.registration import DISTILLATION_TAGS, register, staged_pretrained_cfgs
@@ -50,7 +50,7 @@ class PartialAttention(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, dim, H, W) -> the mixed map, and its part from the attention (B, dim / 4, H, W)."""
         attended, passed = x.split(self.split_dims, dim=1)
-        attended = self.attn(attended)
+        attended = keep_layout(self.attn(dense(attended)))
         return torch.cat((attended, passed), dim=1), attended
 
 

@@ -10,13 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
-from model.layers import Classifier, NormLinear, norm_scale_shift
+from model.depthwise import DepthwiseConv2d, depthwise_conv2d
+from model.layers import Classifier, NormLinear, dense, keep_layout, norm_scale_shift
 from model.nets import Downsample, MixerBlock, Stage, StagedNet, Stem, strided_conv
 from model.registration import DISTILLATION_TAGS, register, staged_pretrained_cfgs
-
-
-def _depthwise(dim: int, height: int, width: int, *, bias: bool = True) -> nn.Conv2d:
-    return nn.Conv2d(dim, dim, (height, width), padding=(height // 2, width // 2), groups=dim, bias=bias)
 
 
 def _pad_kernel(kernel: Tensor, size: int) -> Tensor:
@@ -41,13 +38,15 @@ class MergedDepthwise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.merge()
-        return conv2d(x, weight, bias, self.stride, self.kernel_size // 2, groups=weight.shape[0])
+        if torch.jit.is_scripting():
+            return conv2d(x, weight, bias, self.stride, self.kernel_size // 2, groups=weight.shape[0])
+        return depthwise_conv2d(x, weight, bias, (self.stride,) * 2, (self.kernel_size // 2,) * 2)
 
     @torch.no_grad()
     def fuse(self) -> nn.Conv2d:
         weight, bias = self.merge()
         dim = weight.shape[0]
-        conv = nn.Conv2d(dim, dim, self.kernel_size, self.stride, self.kernel_size // 2, groups=dim)
+        conv = DepthwiseConv2d(dim, self.kernel_size, stride=self.stride)
         conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
         return conv.train(self.training)
 
@@ -57,9 +56,9 @@ class RepDWConvS(MergedDepthwise):
 
     def __init__(self, dim: int, *, stride: int = 1):
         super().__init__(3, stride)
-        self.conv_3_3 = _depthwise(dim, 3, 3)
-        self.conv_3_w = _depthwise(dim, 1, 3, bias=stride == 1)
-        self.conv_3_h = _depthwise(dim, 3, 1, bias=stride == 1)
+        self.conv_3_3 = DepthwiseConv2d(dim, 3)
+        self.conv_3_w = DepthwiseConv2d(dim, (1, 3), bias=stride == 1)
+        self.conv_3_h = DepthwiseConv2d(dim, (3, 1), bias=stride == 1)
         self.conv_2_2 = nn.Conv2d(dim, dim, 2, padding=1, dilation=2, groups=dim)
 
     def merge(self) -> tuple[Tensor, Tensor]:
@@ -77,13 +76,13 @@ class RepDWConvM(MergedDepthwise):
 
     def __init__(self, dim: int, *, stride: int = 1):
         super().__init__(7, stride)
-        self.conv_7_7 = _depthwise(dim, 7, 7)
-        self.conv_5_3 = _depthwise(dim, 5, 3)
-        self.conv_3_5 = _depthwise(dim, 3, 5)
-        self.conv_7_w = _depthwise(dim, 1, 7, bias=False)
-        self.conv_7_h = _depthwise(dim, 7, 1, bias=False)
-        self.conv_5_w = _depthwise(dim, 1, 5, bias=False)
-        self.conv_5_h = _depthwise(dim, 5, 1, bias=False)
+        self.conv_7_7 = DepthwiseConv2d(dim, 7)
+        self.conv_5_3 = DepthwiseConv2d(dim, (5, 3))
+        self.conv_3_5 = DepthwiseConv2d(dim, (3, 5))
+        self.conv_7_w = DepthwiseConv2d(dim, (1, 7), bias=False)
+        self.conv_7_h = DepthwiseConv2d(dim, (7, 1), bias=False)
+        self.conv_5_w = DepthwiseConv2d(dim, (1, 5), bias=False)
+        self.conv_5_h = DepthwiseConv2d(dim, (5, 1), bias=False)
 
     def merge(self) -> tuple[Tensor, Tensor]:
         weight = self.conv_7_7.weight + self.conv_7_h.weight * self.conv_7_w.weight
@@ -99,11 +98,12 @@ class ChunkConv(nn.Module):
         super().__init__()
         self.conv_s = RepDWConvS(dim // 4)
         self.conv_m = RepDWConvM(dim // 4)
-        self.conv_l = nn.Sequential(_depthwise(dim // 4, 1, 11), _depthwise(dim // 4, 11, 1))
+        self.conv_l = nn.Sequential(DepthwiseConv2d(dim // 4, (1, 11)), DepthwiseConv2d(dim // 4, (11, 1)))
 
     def forward(self, x: Tensor) -> Tensor:
         same, small, middle, large = x.chunk(4, dim=1)
-        return torch.cat((same, self.conv_s(small), self.conv_m(middle), self.conv_l(large)), dim=1)
+        small, middle, large = self.conv_s(dense(small)), self.conv_m(dense(middle)), self.conv_l(dense(large))
+        return torch.cat((same, keep_layout(small), keep_layout(middle), keep_layout(large)), dim=1)
 
     @torch.no_grad()
     def to_single_conv(self) -> nn.Conv2d:
@@ -117,7 +117,7 @@ class ChunkConv(nn.Module):
         weights = torch.ones_like(weight_s[:, :, :1, :1]), weight_s, weight_m, conv_h.weight * conv_w.weight
         bias_l = conv_h.bias + conv_w.bias * conv_h.weight.sum((1, 2, 3))
         dim = 4 * bias_l.shape[0]
-        conv = _depthwise(dim, 11, 11)
+        conv = DepthwiseConv2d(dim, 11)
         conv.weight = nn.Parameter(torch.cat([_pad_kernel(weight, 11) for weight in weights]))
         conv.bias = nn.Parameter(torch.cat((torch.zeros_like(bias_s), bias_s, bias_m, bias_l)))
         return conv.train(self.training)
@@ -170,7 +170,7 @@ class RepNeXt(StagedNet):
             downsample = nn.Identity()
             if i > 0:
                 downsample = Downsample(strided_conv(dims[i - 1]) if is_single_branch else CopyConv(dims[i - 1]), dims[i - 1], mlp_ratio)
-            mixers = [_depthwise(dim, 11, 11) if is_single_branch else ChunkConv(dim) for _ in range(depth)]
+            mixers = [DepthwiseConv2d(dim, 11) if is_single_branch else ChunkConv(dim) for _ in range(depth)]
             blocks = [MixerBlock(mixer, dim, mlp_ratio, drop_path_rate=drop_path_rate) for mixer in mixers]
             stages.append(Stage(downsample, nn.Sequential(*blocks)))
         super().__init__(

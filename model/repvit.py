@@ -7,7 +7,18 @@ Source: https://github.com/THU-MIG/RepViT (Apache-2.0); state-dict names are the
 from timm.layers import SqueezeExcite, calculate_drop_path_rates
 from torch import Tensor, nn
 
-from model.layers import LEVIT_CONV_NAMES, LEVIT_HEAD_NAMES, ChannelScale, ConvNorm, NormLinear, Residual, add_identity_and_1x1, average_heads, fold_norm_after
+from model.layers import (
+    LEVIT_CONV_NAMES,
+    LEVIT_HEAD_NAMES,
+    ChannelScale,
+    ConvNorm,
+    NormLinear,
+    Residual,
+    add_identity_and_1x1,
+    average_heads,
+    average_pool,
+    fold_norm_after,
+)
 from model.nets import PooledNet
 from model.registration import pretrained_cfg, register
 
@@ -124,7 +135,7 @@ class RepViT(PooledNet):
     def forward_head(self, x: Tensor, pre_logits: bool = False):
         """Logits of a feature map or, with `pre_logits`, its pooled features (B, num_features)."""
         if self.global_pool == "avg":
-            x = x.mean((2, 3))
+            x = average_pool(x)
         x = self.head_drop(x)
         return x if pre_logits else self.classifier(x)
 

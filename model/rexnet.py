@@ -10,7 +10,7 @@ import math
 from timm.layers import DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
 
-from model.layers import FoldingSequential
+from model.layers import FoldingSequential, keep_layout
 from model.nets import PooledNet
 from model.registration import pretrained_cfg, register
 
@@ -33,7 +33,7 @@ class SqueezeExcite(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.fc(x.mean((2, 3), keepdim=True))
+        return x * self.fc(keep_layout(x).mean((2, 3), keepdim=True))
 
 
 class Bottleneck(nn.Module):
@@ -135,7 +135,7 @@ class ReXNet(PooledNet):
         """Logits of a feature map or, with `pre_logits`, what the last layer sees (B, head_hidden_size)."""
         if self.global_pool == "":
             return x
-        x = x.mean((2, 3), keepdim=True)
+        x = keep_layout(x).mean((2, 3), keepdim=True)
         for i, layer in enumerate(self.output):
             if not pre_logits or i < len(self.output) - 1:
                 x = layer(x)

@@ -39,6 +39,7 @@ class LeanSKA(torch.autograd.Function):
     def forward(ctx, x: Tensor, w: Tensor) -> Tensor:
         w_KBHWG = w.permute(2, 0, 3, 4, 1).contiguous()
         ctx.save_for_backward(x, w_KBHWG)
+        ctx.is_w_channels_last = w.stride(2) == 1
         taps = _taps(_padded_channels_last(x, w.shape[1]))
         out = torch.zeros_like(taps[0], memory_format=torch.contiguous_format)
         for tap, weight in zip(taps, w_KBHWG, strict=True):
@@ -57,7 +58,10 @@ class LeanSKA(torch.autograd.Function):
         for tap, grad_tap, weight, grad_weight in zip(_taps(padded), _taps(grad_padded), w_KBHWG, grad_w, strict=True):
             grad_tap.addcmul_(grad, weight.unsqueeze(3))
             torch.sum(grad * tap, 3, out=grad_weight)
-        return grad_padded[:, 1:-1, 1:-1].flatten(3).permute(0, 3, 1, 2), grad_w.permute(1, 4, 0, 2, 3)
+        grad_w = grad_w.permute(1, 4, 0, 2, 3)
+        if ctx.is_w_channels_last:  # what w was made of is so too, and its gradient is a view of this one's
+            grad_w = grad_w.permute(0, 3, 4, 1, 2).contiguous().permute(0, 3, 4, 1, 2)
+        return grad_padded[:, 1:-1, 1:-1].flatten(3).permute(0, 3, 1, 2), grad_w
 
 
 def ska_lean(x: Tensor, w: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 errors.py      the exceptions for what a user can put right
 config.py      every setting, once: default, YAML key, flag and help
-optim.py       optimiser, schedule, clipping, EMA
+optim.py       optimiser, schedule, EMA
+clipping.py    gradient clipping
 checkpoint.py  read, save, resume, fine-tune
 integrity.py   checksums inside checkpoints
 folder.py      the run's folder: its lock, and what in it to continue from

@@ -1,8 +1,8 @@
-"""Optimiser, learning-rate schedule, gradient clipping and EMA, as a recipe sets them; all from timm."""
+"""Optimiser, learning-rate schedule and EMA, as a recipe sets them; in timm's terms."""
 
+import copy
 import difflib
 import warnings
-from collections.abc import Callable
 
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
@@ -15,13 +15,13 @@ from timm.scheduler import (
     TanhLRScheduler,
 )
 from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
 
 from run.config import Config
 from run.errors import InputError, first_line
 
-FUSED = ("adam", "adamw", "momentum", "nesterov", "sgd")  # on a GPU: torch's kernels that can leave a step out without the host
+# What torch has as one kernel, which can leave a step out without the host. On a GPU others take lists of tensors, by torch's and timm's defaults.
+FUSED, FUSED_ON = ("adam", "adamw", "momentum", "nesterov", "sgd"), ("cpu", "cuda")
 
 
 def scaled_lr(lr: float, global_batch: int) -> float:
@@ -37,7 +37,7 @@ def build_optimizer(cfg: Config, net: nn.Module, global_batch: int) -> torch.opt
     betas = {"betas": cfg.opt_betas} if cfg.opt_betas is not None else {}
     eps = {"eps": cfg.opt_eps} if cfg.opt_eps is not None else {}
     settings = {"lr": scaled_lr(cfg.lr, global_batch), "weight_decay": cfg.weight_decay, "momentum": cfg.momentum, **eps, **betas}
-    is_fused = cfg.opt in FUSED and next(net.parameters()).device.type != "cpu"
+    is_fused = cfg.opt in FUSED and all(one.is_floating_point() and one.device.type in FUSED_ON for one in net.parameters())
     try:
         optimizer = create_optimizer_v2(net, opt=cfg.opt, **settings, **({"fused": True} if is_fused else {}))
     except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
@@ -63,6 +63,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
     pairs = zip(saved["param_groups"], optimizer.param_groups, strict=True)
     groups = [group | {"fused": own["fused"]} if "fused" in own else group for group, own in pairs]
     optimizer.load_state_dict({**saved, "param_groups": groups})
+    # Fused kernels go through parameter and moments by their order in memory: a run in another memory format left the moments in another.
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 class PlateauSchedule(PlateauLRScheduler):
@@ -120,38 +125,49 @@ def build_scheduler(cfg: Config, optimizer: torch.optim.Optimizer) -> Scheduler:
     return scheduler
 
 
-def build_clipping(cfg: Config) -> Callable[[list[nn.Parameter]], None]:
-    """Function that clips the gradients of parameters in place; one that does nothing where clipping is off."""
-    if cfg.clip_grad is None:
-        return lambda parameters: None
-    return lambda parameters: dispatch_clip_grad(parameters, cfg.clip_grad, mode=cfg.clip_mode)
+class Ema:
+    """Moving average of every floating-point entry of a network's state dict, in `module`; other entries are copied.
 
+    As timm's ModelEmaV3, but that the entries are looked up once, and a step can be left out without waiting for a GPU."""
 
-class Ema(ModelEmaV3):
-    """timm's moving average, which can leave a step out without waiting for a GPU."""
+    def __init__(self, net: nn.Module, *, decay: float, device: torch.device | None = None):
+        self.module = copy.deepcopy(net).eval().to(device)
+        self.decay = decay
+        self.net = None
 
-    def update_unless(self, found_inf: Tensor, net: nn.Module) -> None:
-        """Average `net` in; where `found_inf` (scalar on the net's device) is 1, change nothing."""
-        if next(self.module.parameters()).device.type != "cpu":
-            self.update_on_device(found_inf, net)
-        elif not found_inf.item():
-            self.update(net)
+    def _look_up(self, net: nn.Module) -> None:
+        self.net = net
+        pairs = zip(self.module.state_dict(keep_vars=True).values(), net.state_dict(keep_vars=True).values(), strict=True)
+        by_kind = {True: ([], []), False: ([], [])}
+        for average, value in pairs:
+            averages, values = by_kind[average.is_floating_point()]
+            averages.append(average)
+            values.append(value)
+        self.floats, self.others = by_kind[True], by_kind[False]
 
     @torch.no_grad()
-    def update_on_device(self, found_inf: Tensor, net: nn.Module) -> None:
-        """The same for a GPU, which alone knows the flag: lerp's weight must be a number of the host's, so it is taken apart."""
-        pairs = list(zip(self.module.state_dict().values(), net.state_dict().values(), strict=True))
-        averages, values = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
-        differences = torch._foreach_sub(values, averages)
-        torch._foreach_mul_(differences, (1 - self.decay) * (1 - found_inf))
-        torch._foreach_add_(averages, differences)
-        for average, value in pairs:
-            if not average.is_floating_point():
-                average.copy_(value)
+    def update(self, net: nn.Module, found_inf: Tensor) -> None:
+        """Average `net` in; where `found_inf` (scalar on the net's device) is 1, change nothing."""
+        if net is not self.net:
+            self._look_up(net)
+        averages, values = self.floats
+        device = averages[0].device
+        if device.type == "cpu" and found_inf.item():
+            return
+        if values[0].device != device:
+            values = [value.to(device) for value in values]
+        if device.type == "cpu":
+            torch._foreach_lerp_(averages, values, weight=1 - self.decay)
+        else:  # which alone knows the flag: lerp's weight must be a number of the host's, so it is taken apart
+            differences = torch._foreach_sub(values, averages)
+            torch._foreach_mul_(differences, (1 - self.decay) * (1 - found_inf))
+            torch._foreach_add_(averages, differences)
+        if self.others[0]:
+            torch._foreach_copy_(*self.others)
 
 
 def build_ema(cfg: Config, net: nn.Module) -> Ema | None:
-    """Moving average of every floating-point entry of the net's state dict; None where the recipe keeps none."""
+    """The recipe's moving average of `net`; None where it keeps none."""
     if not cfg.model_ema:
         return None
     return Ema(net, decay=cfg.model_ema_decay, device=torch.device("cpu") if cfg.model_ema_force_cpu else None)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 
 NO_STEP = -1
 
@@ -49,9 +48,9 @@ class Guard:
             spoilt = 0 * sum((_flat(group).sum() for group in self.statistics), start=loss)  # 0 or NaN
         return loss * (1 + spoilt)
 
-    def found_inf(self) -> Tensor:
-        """Whether to leave out the step with the present gradients, which are neither scaled nor clipped: where their norm is not finite."""
-        norm = get_total_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+    @staticmethod
+    def found_inf(norm: Tensor) -> Tensor:
+        """Whether to leave out a step whose gradients, neither scaled nor clipped, have this norm together: where it is not finite."""
         return 1 - norm.isfinite().float()
 
     @torch.no_grad()

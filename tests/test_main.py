@@ -259,9 +259,11 @@ def test_gradients_are_clipped_at_their_true_size_under_a_loss_scale(digits_fold
         seen = norms.setdefault(amp, [])
 
         def record(parameters, seen=seen):
-            seen.append(torch.cat([p.grad.flatten().float() for p in parameters]).norm().item())
+            norm = torch.cat([p.grad.flatten().float() for p in parameters]).norm()
+            seen.append(norm.item())
+            return norm
 
-        monkeypatch.setattr("run.optim.build_clipping", lambda cfg, record=record: record)
+        monkeypatch.setattr("run.clipping.build_clipping", lambda cfg, record=record: record)
         short_run(f"--amp={amp}", "--epochs=1", f"--output_dir={tmp_path / amp}")
     assert norms["fp16"][:2] == pytest.approx(norms["none"][:2], rel=0.05)
 

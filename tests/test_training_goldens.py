@@ -12,7 +12,7 @@ import utils
 from distillation.teacher import Teacher, no_teacher, pick_answer
 from loading import augment, keys
 from loading.batches import Batch
-from run import config, optim
+from run import clipping, config, optim
 from run.checkpoint import TrainState
 from tests.conftest import ROOT
 from tests.golden.golden import golden_input, load_golden_weights
@@ -50,7 +50,7 @@ def build(cfg):
     if cfg.distillation != "none":
         plan = keys.build_plan(BATCH, repeated_aug=False, group_size=BATCH, lanes=1, data_seed=0)
         teacher = Teacher(load_golden_weights(timm.create_model("regnety_002", num_classes=10).double()), answer=pick_answer(cfg, 10), plan=plan)
-    clip = optim.build_clipping(cfg)
+    clip = clipping.build_clipping(cfg)
     return state, engine.Parts(criterion=losses.build_criterion(cfg), teacher=teacher, mix=sequential_mixing(cfg), clip=clip, rank=CPU)
 
 

@@ -44,3 +44,22 @@ def test_unwrapping_gives_the_inner_network():
     inner = torch.nn.Linear(2, 2)
     assert utils.unwrap(inner) is inner
     assert utils.unwrap(torch.compile(inner)) is inner
+
+
+def test_processes_agree_now_and_then_and_each_answer_comes_within_seconds(monkeypatch):
+    """Steps of 0.1 s here and 0.2 s in the slowest process; another process raises its flag at step 13."""
+    clock, asked = iter(range(1000)), []
+
+    def max_over_processes(values, rank):
+        asked.append(step)
+        return [float(step >= 13), 0.2]
+
+    monkeypatch.setattr(utils.time, "perf_counter", lambda: next(clock) * 0.1)
+    monkeypatch.setattr(utils, "max_over_processes", max_over_processes)
+    agreement = utils.Agreement(utils.Rank(0, 2, 0, 2, CPU))
+    answers = []
+    for step in range(1, 30):
+        answers += [step] if agreement.any_process([False]) == [True] else []
+    assert asked == [1, 11, 21] and answers == [21]
+    alone = utils.Agreement(utils.Rank(0, 1, 0, 1, CPU))
+    assert alone.any_process([True, False]) == [True, False]

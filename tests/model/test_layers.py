@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from model import mixers
+from model.depthwise import DepthwiseConv2d
 from model.layers import ChannelScale, ConvNorm
 from model.mixers import attend_scores_first, attend_values_first, build_attention, kernel_feature, linear_attention
 
@@ -93,4 +94,5 @@ def test_conv_norm_keeps_the_published_names_and_the_size():
     assert layer.bn.weight.abs().sum() == 0
     assert layer(torch.zeros(2, 4, 7, 9)).shape == (2, 8, 7, 9)
     assert ConvNorm(4, 4, groups=4).conv.__class__ is ChannelScale
-    assert ConvNorm(4, 4, groups=4, stride=2).conv.__class__ is nn.Conv2d
+    assert ConvNorm(4, 4, groups=4, stride=2).conv.__class__ is DepthwiseConv2d
+    assert ConvNorm(4, 8, 3, groups=2).conv.__class__ is nn.Conv2d

@@ -193,6 +193,22 @@ def test_channels_last_gives_the_same(name):
     assert relative_error(out, reference) < 1e-12
 
 
+@pytest.mark.parametrize("name", ["recnext_m0", "recnext_a0", "recnext_t", "recnext_t_share_channel", "repnext_m0", "repvit_m0_6", "lsnet_t"])
+def test_training_in_channels_last_never_leaves_that_layout(name):
+    """No gradient reaches a BatchNorm, or LSNet's GroupNorm, in another: it would go on so, and through memory against the grain."""
+    net = build(name, num_classes=7).to(memory_format=torch.channels_last).train()
+    others = []
+
+    def look_at_gradient(module, inputs, out):
+        out.register_hook(lambda grad: others.append(grad.shape) if not grad.is_contiguous(memory_format=torch.channels_last) else None)
+
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+            module.register_forward_hook(look_at_gradient)
+    net(images().contiguous(memory_format=torch.channels_last)).square().sum().backward()
+    assert others == []
+
+
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_stays_finite_and_close(name, dtype):

@@ -31,7 +31,7 @@ def main(out: str, dtype: str, *flags: str) -> None:
     net = network.build(cfg, len(images.classes), distillation=cfg.distillation != "none").to(dtype)
     optimizer = optim.build_optimizer(cfg, net, loader.global_batch)
     state = TrainState(
-        net=utils.wrap_distributed(net, rank),
+        net=utils.wrap_distributed(net, rank, accum_steps=cfg.grad_accum_steps),
         ema=None,
         optimizer=optimizer,
         scheduler=optim.build_scheduler(cfg, optimizer),
@@ -54,6 +54,7 @@ def main(out: str, dtype: str, *flags: str) -> None:
 
     def record(parameters):
         grads.append([parameter.grad.clone() for parameter in parameters])
+        return torch.nn.utils.get_total_norm(grads[-1])
 
     with torch.no_grad():
         parts = engine.Parts(

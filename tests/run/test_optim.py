@@ -1,7 +1,9 @@
+import copy
 import json
 
 import pytest
 import torch
+from timm.utils import ModelEmaV3
 
 from run import config, optim
 from tests.conftest import ROOT
@@ -78,6 +80,9 @@ def test_decay_spares_biases_norms_and_what_the_net_names():
     assert {group["weight_decay"]: sum(p.numel() for p in group["params"]) for group in groups} == {0.0: 2 + 4 + 4, 0.025: 4}
 
 
+GO, LEAVE_OUT = torch.zeros(()), torch.ones(())
+
+
 def test_ema_averages_floats_and_copies_counters():
     cfg, _ = config.parse(["--data-set", "DIGITS", "--model-ema-decay", "0.75"])
     net = torch.nn.BatchNorm1d(2)
@@ -86,15 +91,70 @@ def test_ema_averages_floats_and_copies_counters():
         net.weight += 4
         net.running_mean += 8
         net.num_batches_tracked += 3
-    ema.update(net)
+    ema.update(net, LEAVE_OUT)
+    assert ema.module.weight.tolist() == [1.0, 1.0] and ema.module.num_batches_tracked == 0
+    ema.update(net, GO)
     state = ema.module.state_dict()
     assert state["weight"].tolist() == [2.0, 2.0] and state["running_mean"].tolist() == [2.0, 2.0] and state["num_batches_tracked"] == 3
+    assert not ema.module.training
 
 
-def test_agc_bounds_the_update_of_each_unit():
-    """timm's adaptive clipping: a gradient's norm per output unit is at most clip * max(weight norm, 1e-3)."""
-    cfg, _ = config.parse(["--data-set", "DIGITS", "--clip-grad", "0.1"])
-    weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
-    weight.grad = torch.tensor([[30.0, 40.0], [1.0, 0.0]])
-    optim.build_clipping(cfg)([weight])
-    assert torch.allclose(weight.grad, torch.tensor([[0.3, 0.4], [1e-4, 0.0]]), rtol=1e-4)
+def test_ema_is_timms_after_weights_were_loaded_too():
+    torch.manual_seed(0)
+    cfg, _ = config.parse(["--data-set", "DIGITS", "--model-ema-decay", "0.9"])
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    ours, theirs = optim.build_ema(cfg, net), ModelEmaV3(net, decay=0.9)
+    for _ in range(3):
+        net(torch.randn(2, 3, 5, 5))
+        net.load_state_dict({name: value + 1 for name, value in net.state_dict().items()})
+        ours.update(net, GO)
+        theirs.update(net)
+    for own, other in zip(ours.module.state_dict().values(), theirs.module.state_dict().values(), strict=True):
+        assert torch.equal(own, other)
+
+
+def stepped(opt: str, layouts, *, is_fused: bool, reload: bool) -> torch.Tensor:
+    """A convolution's weight after a step in each of the layouts, through a checkpoint each time if `reload`."""
+    cfg, _ = config.parse(["--data-set", "DIGITS", "--opt", opt, "--lr", "0.1"])
+    conv, state = torch.nn.Conv2d(3, 2, 3, bias=False).double(), None
+    torch.nn.init.ones_(conv.weight)
+    for i, layout in enumerate(layouts):
+        conv = conv.to(memory_format=layout)
+        if reload or i == 0:
+            optimizer = optim.build_optimizer(cfg, conv, 512)
+            assert optimizer.defaults["fused"]
+            for group in optimizer.param_groups:
+                group["fused"] = is_fused
+            if state is not None:
+                optim.load_optimizer(optimizer, state)
+        conv(torch.linspace(-1, 1, 75, dtype=torch.float64).view(1, 3, 5, 5) ** (i + 1)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        state = copy.deepcopy(optimizer.state_dict())
+        for group in state["param_groups"]:
+            group["fused"] = None  # as unfused runs left it
+    return conv.weight.detach()
+
+
+@pytest.mark.parametrize("opt", ["adamw", "sgd"])
+def test_fused_optimisers_go_on_from_checkpoints_of_unfused_ones_and_of_another_memory_format(opt):
+    layouts = (torch.channels_last, torch.contiguous_format, torch.channels_last)
+    reference = stepped(opt, layouts[:1] * 3, is_fused=False, reload=False)
+    torch.testing.assert_close(stepped(opt, layouts, is_fused=True, reload=True), reference, rtol=1e-12, atol=1e-12)
+
+
+def test_a_resumed_optimiser_is_fused_whatever_the_checkpoint_says():
+    cfg, _ = config.parse(["--data-set", "DIGITS"])
+    optimizer = optim.build_optimizer(cfg, torch.nn.Linear(2, 2), 512)
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        group["fused"] = None
+    optim.load_optimizer(optimizer, state)
+    assert all(group["fused"] for group in optimizer.param_groups)
+
+
+def test_an_optimiser_is_not_fused_where_torch_has_no_kernel_for_the_parameters():
+    cfg, _ = config.parse(["--data-set", "DIGITS"])
+    assert not optim.build_optimizer(cfg, torch.nn.Linear(2, 2, device="meta"), 512).defaults.get("fused")
+    cfg, _ = config.parse(["--data-set", "DIGITS", "--opt", "nadamw"])
+    assert not optim.build_optimizer(cfg, torch.nn.Linear(2, 2), 512).defaults.get("fused")
