@@ -88,7 +88,7 @@ def train_step(parts: Parts, state: TrainState, micro_batches: Iterable, *, epoc
     state.optimizer.zero_grad(set_to_none=True)
     state.guard.end_step(found_inf, step=step, is_explained=total.isfinite() & state.scaler.is_enabled())
     if state.ema is not None:
-        state.ema.update_unless(found_inf, unwrap(state.net))
+        state.ema.update(unwrap(state.net), found_inf)
     state.skipped_steps = state.skipped_steps + found_inf.long()
     return total.masked_fill(found_inf.bool(), 0)
 

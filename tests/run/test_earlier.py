@@ -31,7 +31,7 @@ def test_a_run_goes_on_from_its_checkpoint_and_labels(earlier, capsys):
     expected, found = (read_log(folder) for folder in (EARLIER, earlier))
     assert [record["epoch"] for record in found] == [0, 1, 2] and found[0] == expected[0]
     for ours, theirs in zip(found[1:], expected[1:], strict=True):
-        assert list(ours)[: len(theirs)] == list(theirs)
+        assert [key for key in ours if key in theirs] == list(theirs)
         for key, tolerance in SAME_CPU.items():
             assert ours[key] == pytest.approx(theirs[key], rel=tolerance), (ours["epoch"], key)
 

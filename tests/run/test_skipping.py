@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -140,11 +141,12 @@ class NoHostReads(TorchDispatchMode):
 def test_the_host_reads_nothing_from_the_device(optimizer):
     spoiler = Spoiler("image")
     parts, state = build(spoiler, optimizer, has_ema=False)
-    ema = optim.Ema(state.net, decay=0.5)
+    average = copy.deepcopy(state.net)
     for step, spoiler.is_on in enumerate([False, True, False]):
         with NoHostReads():
             engine.train_step(parts, state, batches(step, 1), epoch=0, step=step)
-            ema.update_on_device(torch.tensor(0.0), state.net)
+            with torch.no_grad():
+                optim.lerp_unless(torch.tensor(0.0), list(average.parameters()), list(state.net.parameters()), weight=0.5)
     with pytest.raises(AssertionError, match="the host reads"), NoHostReads():
         bool(state.skipped_steps > 0)
     assert state.guard.read().most_in_a_row == 1
@@ -152,17 +154,16 @@ def test_the_host_reads_nothing_from_the_device(optimizer):
 
 def test_average_on_a_device_is_timms_and_stands_still_where_a_step_is_left_out():
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7))
-    ema = optim.Ema(net, decay=0.9)
-    start = copy.deepcopy(net.state_dict())
-    for name, values in net.state_dict().items():
-        values.add_(0 if name.endswith("num_batches_tracked") else 3)
-    ema.update_on_device(torch.tensor(1.0), net)
-    assert states_equal(ema.module.state_dict(), start)
-    timms = copy.deepcopy(ema)
-    ema.update_on_device(torch.tensor(0.0), net)
+    net = nn.Linear(5, 7)
+    timms = ModelEmaV3(net, decay=0.9)
+    averages = [parameter.detach().clone() for parameter in net.parameters()]
+    start = [average.clone() for average in averages]
+    values = [parameter.data.add_(3) for parameter in net.parameters()]
+    optim.lerp_unless(torch.tensor(1.0), averages, values, weight=0.1)
+    assert all(map(torch.equal, averages, start))
+    optim.lerp_unless(torch.tensor(0.0), averages, values, weight=0.1)
     timms.update(net)
-    for ours, theirs in zip(ema.module.state_dict().values(), timms.module.state_dict().values(), strict=True):
+    for ours, theirs in zip(averages, timms.module.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
