@@ -20,9 +20,10 @@ from run.config import Config
 from run.errors import DamagedImages, InputError
 from run.folder import find_checkpoint
 from run.optim import scaled_lr
+from run.signals import StopRequest
 from run.skipping import step_unless
 from run.watch import NotFinite, Watch, first_nonfinite, first_nonfinite_in, require_finite, tensors_of
-from utils import Agreement, Rank, StopRequest, all_sum, any_process, gather_objects, log, mean_over_processes, unwrap
+from utils import Agreement, Rank, all_sum, any_process, gather_objects, log, mean_over_processes, unwrap
 
 REPORT_EVERY_S = 10.0
 

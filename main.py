@@ -18,12 +18,12 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
     import utils
     from distillation import labelling
     from loading import augment
-    from run import checkpoint, clipping, network, optim, records, watch
+    from run import checkpoint, clipping, hardware, network, optim, records, signals, watch
     from run.folder import claim_folder, find_checkpoint
 
-    amp_dtype = utils.pick_amp(cfg.amp, rank.device)
-    memory_format = utils.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
-    stop = utils.StopRequest()
+    amp_dtype = hardware.pick_amp(cfg.amp, rank.device)
+    memory_format = hardware.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
+    stop = signals.StopRequest()
     train_images, val_images = datasets.open_images(cfg)
     folder = claim_folder(cfg, rank, held)
     loader, val_loader = datasets.build_train_loader(cfg, train_images, rank, folder), datasets.build_val_loader(cfg, val_images, rank, folder)
@@ -39,7 +39,7 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
         net=utils.wrap_distributed(net, rank, accum_steps=cfg.grad_accum_steps),
         optimizer=optimizer,
         scheduler=optim.build_scheduler(cfg, optimizer),
-        scaler=utils.build_scaler(cfg.amp, rank.device),
+        scaler=hardware.build_scaler(cfg.amp, rank.device),
         epoch=cfg.start_epoch,
     )
     run = {"global_batch": loader.global_batch, "num_images": len(train_images), "class_names": train_images.classes}
@@ -74,11 +74,11 @@ def evaluate(cfg: config.Config, rank) -> int:
     import datasets
     import engine
     import utils
-    from run import checkpoint, network
+    from run import checkpoint, hardware, network
     from run.folder import choose_folder, find_checkpoint
 
-    amp_dtype = utils.pick_amp(cfg.amp, rank.device)
-    memory_format = utils.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
+    amp_dtype = hardware.pick_amp(cfg.amp, rank.device)
+    memory_format = hardware.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
     _, images = datasets.open_images(cfg)
     folder = choose_folder(cfg)
     source = find_checkpoint(cfg, folder, rank)
@@ -96,13 +96,14 @@ def evaluate(cfg: config.Config, rank) -> int:
 def main(argv: list[str]) -> int:
     cfg, notes = config.parse(argv)
     import utils
+    from run import process
 
-    rank = utils.start_process(cfg.device, cfg.seed)
+    rank = process.start_process(cfg.device, cfg.seed)
     for note in notes:
         utils.log.info(note)
     with contextlib.ExitStack() as held:
         exit_code = evaluate(cfg, rank) if cfg.eval else train(cfg, rank, held)
-    utils.stop_process()
+    process.stop_process()
     return exit_code
 
 

@@ -1,7 +1,6 @@
 """What every command line shares: how flags are spelt, how a fault is told in one line, and exit codes."""
 
 import argparse
-import contextlib
 import os
 import re
 import signal
@@ -9,9 +8,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import TextIO
 
+from run.console import flush_output, reserve_standard_streams, tell
 from run.errors import InputError
+from run.signals import StopRequest
 
 
 def spellings(*names: str) -> list[str]:
@@ -34,39 +34,6 @@ def run_command(command: Callable[[list[str]], None], argv: list[str]) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 1
     return 0
-
-
-def tell(text: str) -> None:
-    """Write to standard error, if there is one."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(text)
-        sys.stderr.flush()
-
-
-def discard(stream: TextIO | None) -> None:
-    """Let what `stream` still holds, and what else is written to it, vanish instead of failing."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        number = stream.fileno()
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, number)
-        os.close(null)
-
-
-def flush_output() -> None:
-    """Write out what standard output still holds, or discard it: a reader such as `head` may be gone."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError, AttributeError):
-        discard(sys.stdout)
-
-
-def reserve_standard_streams() -> None:
-    """Point closed standard streams at nothing: else the next files to be opened get their numbers, and what libraries print."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
 
 
 def killed_loader(error: BaseException | None) -> InputError | None:
@@ -110,8 +77,6 @@ def explain(error: BaseException) -> int:
     if is_distributed() and not killed and not (index == 0 and isinstance(error, InputError)):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from the launcher: no request to save any more
         time.sleep(5)
-        from utils import StopRequest
-
         if StopRequest.is_made:  # the launcher's signal came while this process still waited for one that is gone
             return 1
     if is_distributed() and isinstance(error, RuntimeError) and LOST_PEER.search(str(error)):
@@ -143,8 +108,6 @@ def run_process(main: Callable[[list[str]], int], argv: list[str]) -> None:
             exit_code = main(argv)
         finally:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a lost loader process may yet be told of: here, but not while the cause is named
-        from utils import StopRequest
-
         sys.exit(INTERRUPTED if exit_code == STOPPED and StopRequest.interrupted_at is not None else exit_code)
     except (Exception, KeyboardInterrupt) as failure:
         leave(explain(failure))

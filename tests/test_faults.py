@@ -12,7 +12,7 @@ import torch
 import engine
 import main
 import utils
-from run import checkpoint, command
+from run import checkpoint, command, signals
 from tests.conftest import ROOT, SHORT_RUN, TINY, read_log
 from tests.programs.processes import free_port
 from tests.run.test_watch import assert_same_run
@@ -48,17 +48,17 @@ def own_signals():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-    utils.StopRequest.is_made, utils.StopRequest.interrupted_at = False, None
+    signals.StopRequest.is_made, signals.StopRequest.interrupted_at = False, None
 
 
 def test_signals_that_ask_to_stop_are_remembered_but_not_those_that_nohup_ignores(own_signals):
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-        stop = utils.StopRequest()
+        stop = signals.StopRequest()
         assert not stop.is_made
         os.kill(os.getpid(), number)
         assert stop.is_made
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    stop = utils.StopRequest()
+    stop = signals.StopRequest()
     os.kill(os.getpid(), signal.SIGHUP)
     assert not stop.is_made
 
@@ -67,7 +67,7 @@ def test_under_a_launcher_one_ctrl_c_that_arrives_twice_is_one(own_signals, monk
     monkeypatch.setenv("WORLD_SIZE", "2")
     now, killed = [100.0], []
     monkeypatch.setattr(utils.time, "monotonic", lambda: now[0])
-    stop = utils.StopRequest()
+    stop = signals.StopRequest()
     for now[0] in (100.0, 100.2):
         os.kill(os.getpid(), signal.SIGINT)
     assert stop.is_made and capfd.readouterr().err.count("Ctrl-C again stops at once") == 1

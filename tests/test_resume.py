@@ -12,7 +12,7 @@ import torch
 
 import engine
 import utils
-from run import checkpoint, config
+from run import checkpoint, config, signals
 from run.errors import InputError
 from tests.conftest import ROOT, SHORT_RUN, read_log
 from tests.test_main import states_equal, steady
@@ -70,7 +70,7 @@ def test_killed_inside_an_epoch_and_resumed(never_stopped, digits_folder, tmp_pa
     assert_same_run(tmp_path, never_stopped)
 
 
-class StopAt(utils.StopRequest):
+class StopAt(signals.StopRequest):
     """A request to stop that arrives during one chosen step of the run."""
 
     def __init__(self, calls: int):

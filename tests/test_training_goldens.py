@@ -12,7 +12,7 @@ import utils
 from distillation.teacher import Teacher, no_teacher, pick_answer
 from loading import augment, keys
 from loading.batches import Batch
-from run import clipping, config, optim
+from run import clipping, config, hardware, optim
 from run.checkpoint import TrainState
 from tests.conftest import ROOT
 from tests.golden.golden import golden_input, load_golden_weights
@@ -44,7 +44,7 @@ def build(cfg):
         ema=optim.build_ema(cfg, net),
         optimizer=optimizer,
         scheduler=optim.build_scheduler(cfg, optimizer),
-        scaler=utils.build_scaler("none", CPU.device),
+        scaler=hardware.build_scaler("none", CPU.device),
     )
     teacher = no_teacher
     if cfg.distillation != "none":

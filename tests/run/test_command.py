@@ -9,6 +9,7 @@ import torch
 
 import main
 import utils
+from run import process
 from tests.conftest import ROOT, TINY_RUN, read_log
 
 CPU = utils.Rank(0, 1, 0, 1, torch.device("cpu"))
@@ -47,7 +48,7 @@ def test_a_run_whose_console_is_gone_says_so_once_and_writes_its_files(make, rea
 
 
 def test_faults_of_messages_are_still_told(capsys):
-    utils.start_logging(CPU)
+    process.start_logging(CPU)
     utils.log.info("%d", "no number")
     assert "Logging error" in capsys.readouterr().err
     utils.log.info("goes on")

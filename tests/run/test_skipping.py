@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import engine
 import utils
 from loading.batches import Batch
-from run import optim
+from run import hardware, optim
 from run.checkpoint import TrainState
 from run.skipping import NO_STEP
 from tests.test_main import states_equal
@@ -53,7 +53,7 @@ def build(spoiler: Spoiler, optimizer: str = "adamw", *, accum_steps: int = 1, a
     net[5].bias.register_hook(spoiler.gradient)
     optimizer = OPTIMIZERS[optimizer](net.parameters())
     optim.start_momentum(optimizer)
-    scaler = utils.build_scaler(amp, CPU.device)
+    scaler = hardware.build_scaler(amp, CPU.device)
     state = TrainState(net=net, ema=optim.Ema(net, decay=0.5) if has_ema else None, optimizer=optimizer, scheduler=None, scaler=scaler)
     clip = lambda parameters: optim.dispatch_clip_grad(parameters, 0.02, mode="agc")  # noqa: E731
     parts = engine.Parts(criterion=spoiler.criterion, teacher=lambda *args: None, mix=spoiler.mix, clip=clip, accum_steps=accum_steps, rank=CPU)
