@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import csv
 import os
 import sys
 import time
@@ -20,6 +19,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from deployment.weights import Trained, fused, labels, load_trained
 from loading import augment
 from loading.images import open_file
+from run import disk
 from run.errors import InputError, first_line
 
 NUM_TOP = 5
@@ -146,23 +146,13 @@ def writing(path: Path | None):
     if path is None:
         yield print_guesses
         return
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
+    with disk.writing_csv(path, COLUMNS, flag="--csv") as writer:
 
-            def write(image: str, guesses: list[Guess]) -> None:
-                rows = enumerate(guesses, 1)
-                writer.writerows((image, rank, one.name, f"{one.probability:.6f}", one.index, one.label) for rank, one in rows)
+        def write(image: str, guesses: list[Guess]) -> None:
+            rows = enumerate(guesses, 1)
+            writer.writerows((image, rank, one.name, f"{one.probability:.6f}", one.index, one.label) for rank, one in rows)
 
-            yield write
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"--csv {path} cannot be written ({error.strerror or first_line(error)}): name another file") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        yield write
 
 
 def say(text: str) -> None:

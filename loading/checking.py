@@ -1,7 +1,5 @@
 """Whole trees of images, read as the loaders read them, to find what a run would stumble over."""
 
-import contextlib
-import csv
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -124,20 +122,3 @@ def check(tree: Tree, *, is_fast: bool, num_workers: int, say: Callable[[str], N
                 say(
                     f"{num_done:,} of {tree.num_images:,} images  {num_done / tree.num_images:.1%}  {rate:,.0f} images/s  {num_problems:,} problems  ETA {left}"
                 )
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[Callable[[Problem], object]]:
-    """The function that writes a row of a CSV file, which appears once the block is left without an error. InputError where it cannot."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(Problem._fields)
-            yield writer.writerow
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"--out {path} cannot be written ({error.strerror}): name another file") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

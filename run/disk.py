@@ -1,10 +1,11 @@
 """Writing so that a killed job or a full disk leaves each file whole: old or new, with the last record or without it."""
 
 import contextlib
+import csv
 import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -56,6 +57,25 @@ def write_whole(path: Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing_csv(path: Path, columns: Iterable[str], *, flag: str) -> Iterator:
+    """The csv writer of a file with a first row of `columns`, which appears once the block is left without an error.
+
+    InputError, which names the `flag` that the path came from, where it cannot be written."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            yield writer
+        os.replace(temporary, path)
+    except OSError as error:
+        raise refusal(error, f"{flag} {path} cannot be written ({error.strerror or error})", "name another file") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 class FullDisk:

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import engine
-import utils
 from run import checkpoint, config, signals
 from run.errors import InputError
 from tests.conftest import ROOT, SHORT_RUN, read_log
@@ -89,11 +88,11 @@ def test_stopped_at_any_step_and_resumed(never_stopped, digits_folder, tmp_path,
 
     torch.set_num_threads(1)
     flags = flags_of(digits_folder, tmp_path)
-    monkeypatch.setattr(utils, "StopRequest", lambda: StopAt(calls))
+    monkeypatch.setattr(signals, "StopRequest", lambda: StopAt(calls))
     assert main.main(flags) == 85
     saved = torch.load(tmp_path / "checkpoint_last.pth", weights_only=True)
     assert (saved["epoch"], saved["step"]) == {0: (-1, 1), 3: (-1, 4), 5: (0, 0), 6: (0, 1), 9: (0, 4)}[calls]
-    monkeypatch.setattr(utils, "StopRequest", lambda: StopAt(1000))
+    monkeypatch.setattr(signals, "StopRequest", lambda: StopAt(1000))
     assert main.main([*flags, "--resume=auto"]) == 0
     assert_same_run(tmp_path, never_stopped)
 

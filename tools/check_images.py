@@ -16,9 +16,10 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from loading import pixels
-from loading.checking import DAMAGED, FALLBACK, NOT_AN_IMAGE, check, find_images, writing
+from loading.checking import DAMAGED, FALLBACK, NOT_AN_IMAGE, Problem, check, find_images
 from loading.loaders import count_cores
 from run.command import positive_int, run_process, spellings
+from run.disk import writing_csv
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,9 +44,9 @@ def main(argv: list[str]) -> int:
     counts = collections.Counter()
     try:
         tree = find_images(args.root.expanduser())
-        with writing(args.out.expanduser()) as write:
+        with writing_csv(args.out.expanduser(), Problem._fields, flag="--out") as writer:
             for problem in check(tree, is_fast=is_fast, num_workers=args.num_workers, say=say):
-                write(problem)
+                writer.writerow(problem)
                 counts[problem.problem] += 1
     except KeyboardInterrupt:
         say(f"interrupted: {args.out} is not written")

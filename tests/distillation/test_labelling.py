@@ -25,7 +25,7 @@ from distillation.store import MISSING, Fresh, LabelStore, Merged, Page
 from loading import augment, keys
 from loading.images import open_file
 from loading.sets import load_digits, open_folder, open_tar
-from run import command, config
+from run import command, config, signals
 from run.errors import InputError
 from run.manifest import read_manifest
 from tests.conftest import ROOT, SHORT_RUN, read_log, run_command
@@ -190,11 +190,11 @@ def test_killed_while_writing_and_resumed(online, stored, digits_folder, weights
 
 def test_told_to_stop_stores_the_part_and_goes_on_from_it(online, stored, train, tmp_path, monkeypatch):
     calls = iter([False] * 3 + [True] * 10)
-    monkeypatch.setattr(utils, "StopRequest", lambda: type("Stop", (), {"is_made": property(lambda self: next(calls))})())
+    monkeypatch.setattr(signals, "StopRequest", lambda: type("Stop", (), {"is_made": property(lambda self: next(calls))})())
     train(f"--teacher-labels={tmp_path / 'new'}", code=command.STOPPED)
     status = json.loads((tmp_path / "new" / "epoch_00000.json").read_text())
     assert status["num_filled"] == 64
-    monkeypatch.setattr(utils, "StopRequest", lambda: type("Stop", (), {"is_made": False})())
+    monkeypatch.setattr(signals, "StopRequest", lambda: type("Stop", (), {"is_made": False})())
     train(f"--teacher-labels={tmp_path / 'new'}", "--resume=auto")
     assert epoch_files(tmp_path / "new") == epoch_files(stored)
     assert_same_run(tmp_path / "run", online)
@@ -230,13 +230,13 @@ def test_generator_goes_on_where_it_was_stopped_and_leaves_the_rest_alone(stored
     shutil.rmtree(labels)
     argv = flags(digits_folder, weights, f"--teacher-labels={labels}")
     calls = iter([False, False, True, True])
-    monkeypatch.setattr(utils, "StopRequest", lambda: type("Stop", (), {"is_made": property(lambda self: next(calls))})())
+    monkeypatch.setattr(signals, "StopRequest", lambda: type("Stop", (), {"is_made": property(lambda self: next(calls))})())
     assert make_teacher_labels.main([*argv, "--epochs", "1:2"]) == command.STOPPED
     assert "told to stop: stored what was made by epoch 1" in capsys.readouterr().out
     assert json.loads((labels / "epoch_00001.json").read_text())["num_filled"] == 48
     asked, real = [], teacher.Teacher.logits
     monkeypatch.setattr(teacher.Teacher, "logits", lambda self, images: asked.append(len(images)) or real(self, images))
-    monkeypatch.setattr(utils, "StopRequest", lambda: type("Stop", (), {"is_made": False})())
+    monkeypatch.setattr(signals, "StopRequest", lambda: type("Stop", (), {"is_made": False})())
     monkeypatch.setattr(generate, "REPORT_EVERY_S", 0.0)
     assert make_teacher_labels.main([*argv, "--epochs", "0:2"]) == 0
     assert asked == [16] * 9

@@ -7,7 +7,6 @@ import onnxruntime
 import pytest
 import torch
 
-from deployment.weights import load_trained
 from measuring import forms, timing
 from reporting import scatter
 from run.errors import InputError
@@ -15,16 +14,6 @@ from tests.conftest import run_command
 from tools import latency
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return load_trained("test_resnet", None, img_size=32, num_classes=7)
-
-
-@pytest.fixture(autouse=True)
-def _short_slices(monkeypatch):
-    monkeypatch.setattr(timing, "SLICE_S", 0.001)
 
 
 @pytest.fixture
@@ -79,7 +68,7 @@ def test_an_export_that_is_refused_leaves_a_gap(monkeypatch, tiny):
     def refuse(trained, target, fmt):
         raise InputError("net.onnx was not written. dynamo: it differs from the network by 3.0e-01")
 
-    monkeypatch.setattr(latency, "write_verified", refuse)
+    monkeypatch.setattr(forms, "write_verified", refuse)
     args = argparse.Namespace(amp="none", prepare_limit=60)
     setup = timing.Setup(args, CPU, {"threads": 1}, ["onnxruntime", "eager"], None, {}, lambda text: None)
     builders = {"onnxruntime": lambda *parts: forms.build_onnxruntime(*parts, threads=1), **forms.torch_builders("none")}

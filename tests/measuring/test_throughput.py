@@ -8,20 +8,10 @@ import torch
 
 import speed_gpu
 from deployment.weights import load_trained
-from measuring import throughput, timing
+from measuring import forms, throughput, timing
 from tests.conftest import run_command
 
 FLAGS = ["--img-size=32", "--rounds=2", "--device=cpu"]
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return load_trained("test_resnet", None, img_size=32, num_classes=7)
-
-
-@pytest.fixture(autouse=True)
-def _short_slices(monkeypatch):
-    monkeypatch.setattr(timing, "SLICE_S", 0.001)
 
 
 def cells(line: str) -> list[str]:
@@ -146,15 +136,15 @@ def test_free_memory_is_within_the_machine_s():
 def small_device(monkeypatch):
     """Torch as if the device ran out of memory in the given forms above a batch size."""
 
-    def limit(largest: int, *forms: str) -> None:
+    def limit(largest: int, *limited: str) -> None:
         really_build = forms.build_form
 
         def build(trained, net, images, *, form, amp):
-            if form in forms and images.batch_size > largest:
+            if form in limited and images.batch_size > largest:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return really_build(trained, net, images, form=form, amp=amp)
 
-        monkeypatch.setattr(timing, "build_form", build)
+        monkeypatch.setattr(forms, "build_form", build)
 
     return limit
 

@@ -15,7 +15,7 @@ import torch
 
 import main
 import utils
-from run import checkpoint, config, folder
+from run import checkpoint, config, folder, signals
 from run.errors import InputError
 from tests.conftest import ROOT, TINY_RUN, read_log
 from tests.test_main import states_equal, steady
@@ -200,7 +200,7 @@ def test_resuming_an_earlier_checkpoint_sets_later_ones_aside(copy, flags):
     argv = [*flags, "--lr=1e-2", "--allow-config-change", f"--output_dir={copy}"]
     stop = type("Stop", (), {"is_made": True})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(utils, "StopRequest", stop)
+        patch.setattr(signals, "StopRequest", stop)
         assert main.main([*argv, f"--resume={copy / 'checkpoint_0.pth'}"]) == 85
     assert find(copy) == str(copy / LAST) and checkpoint.position(find(copy)) == (1, 1)
     assert sorted(path.name for path in copy.glob("checkpoint_[0-9]*")) == ["checkpoint_0.pth", "checkpoint_1.dropped1.pth", "checkpoint_2.dropped1.pth"]
