@@ -66,12 +66,12 @@ def test_signals_that_ask_to_stop_are_remembered_but_not_those_that_nohup_ignore
 def test_under_a_launcher_one_ctrl_c_that_arrives_twice_is_one(own_signals, monkeypatch, capfd):
     monkeypatch.setenv("WORLD_SIZE", "2")
     now, killed = [100.0], []
-    monkeypatch.setattr(utils.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
     stop = signals.StopRequest()
     for now[0] in (100.0, 100.2):
         os.kill(os.getpid(), signal.SIGINT)
     assert stop.is_made and capfd.readouterr().err.count("Ctrl-C again stops at once") == 1
-    monkeypatch.setattr(utils.os, "kill", lambda pid, number: killed.append(number))
+    monkeypatch.setattr(signals.os, "kill", lambda pid, number: killed.append(number))
     now[0] = 101.5
     stop._interrupt(signal.SIGINT, None)
     assert killed == [signal.SIGINT] and signal.getsignal(signal.SIGINT) == signal.SIG_DFL
