@@ -11,7 +11,6 @@ import torch
 
 import engine
 import main
-import utils
 from run import checkpoint, command, signals
 from tests.conftest import ROOT, SHORT_RUN, TINY, read_log
 from tests.programs.processes import free_port

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,9 @@ def test_a_training_run_ends_with_one_line(digits_folder, tmp_path):
     workers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     assert len(workers) == 4
     os.kill(workers[-1], signal.SIGKILL)
+    killed = time.monotonic()
     out, _ = process.communicate(timeout=60)
+    assert time.monotonic() - killed < 10  # torch alone waits 5 seconds for the loader processes of each pass
     assert process.returncode == 1 and re.match(f"error: {TOLD}", out.splitlines()[-1]) and "Traceback" not in out
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
 
