@@ -1,7 +1,6 @@
 """What every command line shares: how flags are spelt, how a fault is told in one line, and exit codes."""
 
 import argparse
-import multiprocessing
 import os
 import re
 import signal
@@ -71,8 +70,6 @@ def explain(error: BaseException) -> int:
     before they speak, but for the one that lost a loader process, and the first where the user can put it right: that, all of them found."""
     index = int(os.environ.get("RANK", 0))
     killed = killed_loader(error)
-    for loader in multiprocessing.active_children() if killed else ():
-        loader.terminate()  # those that are left wait for locks of the one that is gone, and tidying up waits seconds for each
     error = killed or error
     if isinstance(error, KeyboardInterrupt):
         tell("interrupted; a training run goes on from its last checkpoint with --resume auto\n" if index == 0 else "")

@@ -12,7 +12,7 @@ import torch
 import engine
 import main
 from run import checkpoint, command, signals
-from tests.conftest import ROOT, SHORT_RUN, TINY, read_log
+from tests.conftest import ROOT, TINY_RUN, read_log
 from tests.programs.processes import free_port
 from tests.run.test_watch import assert_same_run
 from tests.test_main import states_equal
@@ -21,7 +21,7 @@ from tests.test_resume import finish, start, wait_for
 
 
 def flags_of(digits_folder, folder, *more: str) -> list[str]:
-    return [*SHORT_RUN, *TINY, "--distillation-type=none", f"--data-path={digits_folder}", f"--output_dir={folder}", *more]
+    return [*TINY_RUN, f"--data-path={digits_folder}", f"--output_dir={folder}", *more]
 
 
 def write_program(path, body: str) -> str:

@@ -14,9 +14,8 @@ import compare_logs
 import datasets
 import export_onnx
 import main
-import utils
 from loading.sets import load_digits
-from run import config
+from run import config, process
 from tests.conftest import ROOT, run_command
 from tools import inspect_teacher_labels
 
@@ -49,7 +48,7 @@ def read_flags(monkeypatch):
         monkeypatch.setattr(sys, "argv", [script, *argv])
         monkeypatch.setattr(sys, "path", list(sys.path))
         monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
-        monkeypatch.setattr(utils, "start_process", stop)  # after main.py's settings
+        monkeypatch.setattr(process, "start_process", stop)  # after main.py's settings
         with pytest.raises(FlagsRead):
             runpy.run_path(script, run_name="__main__")
 

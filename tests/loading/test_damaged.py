@@ -20,7 +20,7 @@ from loading import batches, damage, keys
 from loading.sets import open_folder, open_tar
 from run import checkpoint, config
 from run.errors import DamagedImage, DamagedImages, InputError
-from tests.conftest import SHORT_RUN, read_log, run_command
+from tests.conftest import TINY_RUN, read_log, run_command
 from tests.test_main import steady
 from tests.test_resume import assert_same_run, start, wait_for
 
@@ -289,7 +289,7 @@ def test_a_long_list_is_in_a_file_where_there_is_a_folder_for_it(damaged_folder,
 
 
 def flags_of(folder: Path, out: Path, *more: str) -> list[str]:
-    return [*SHORT_RUN, f"--data-path={folder}", "--distillation-type=none", f"--output_dir={out}", "--skip-bad-images", *more]
+    return [*TINY_RUN, f"--data-path={folder}", f"--output_dir={out}", "--skip-bad-images", *more]
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +307,7 @@ def test_the_log_counts_damaged_images(whole, damaged_folder):
 
 
 def test_evaluation_says_how_many_it_left_out(whole, damaged_folder, capsys):
-    argv = [*SHORT_RUN, f"--data-path={damaged_folder}", "--eval", f"--resume={whole / 'checkpoint_last.pth'}"]
+    argv = [*TINY_RUN, f"--data-path={damaged_folder}", "--eval", f"--resume={whole / 'checkpoint_last.pth'}"]
     main.main([*argv, "--skip-bad-images"])
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith("Accuracy of the network on the 38 test images: acc1 ") and line.endswith("  damaged images left out: 2")
