@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import datasets
+import engine
 import main
 import utils
 from loading import batches, damage, keys
@@ -351,6 +352,25 @@ def test_a_run_that_the_limit_stopped_goes_on_where_it_was(whole, damaged_folder
     assert (tmp_path / "checkpoint_last.pth").exists()
     assert main.main(flags_of(damaged_folder, tmp_path, "--resume=auto")) == 0
     assert_same_run(tmp_path, whole)
+
+
+def test_a_run_that_goes_back_counts_damaged_images_once(whole, damaged_folder, tmp_path, monkeypatch, capsys):
+    """A step of each epoch is not finite the first time; in the first epoch it is before, in the second behind a checkpoint inside."""
+    real, spoilt = engine.mixed, {(0, 0), (1, 4)}
+    monkeypatch.setattr(engine, "REPORT_EVERY_S", -1.0)
+
+    def mixed(parts, batch, epoch):
+        images, targets = real(parts, batch, epoch)
+        place = (epoch, int(batch.positions.min()) // 16)
+        is_spoilt = place in spoilt and torch.is_grad_enabled()  # not while its place is looked for
+        spoilt.difference_update({place} if is_spoilt else ())
+        return images * (torch.nan if is_spoilt else 1), targets
+
+    monkeypatch.setattr(engine, "mixed", mixed)
+    assert main.main(flags_of(damaged_folder, tmp_path, "--on-nonfinite=rollback", "--checkpoint-steps=2")) == 0
+    assert capsys.readouterr().out.count("Going back to") == 2
+    assert_same_run(tmp_path, whole)
+    assert [steady(record) for record in read_log(tmp_path)] == [steady(record) for record in read_log(whole)]
 
 
 def test_a_run_that_damaged_validation_images_stopped_repeats_the_evaluation_alone(whole, damaged_folder, tmp_path, capsys, monkeypatch):
