@@ -1,6 +1,7 @@
 """What befalls one process: it is killed, its terminal closes, someone presses Ctrl-C, its numbers are not finite."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -168,4 +169,6 @@ def test_what_is_not_finite_in_one_process_is_left_out_of_both(digits_folder, tm
     assert all(tensor.isfinite().all() for part in ("net", "ema") for tensor in first[part].values())
     assert [record["skipped_steps"] for record in read_log(tmp_path / "run")] == [1]
     assert out.count("Going back to") == 1
-    assert "3 steps in a row, the last was step 2 of epoch 1 (learning rate 1.00e-06, precision float32): in process 1, its images are not finite" in out
+    # Processes agree to stop every so many steps, up to the epoch's end: so it is the third bad step or a later one.
+    told = re.search(r"(\d) steps in a row, the last was step (\d) of epoch 1 \(.*, precision float32\): in process 1, its images are not finite", out)
+    assert told and int(told[1]) == int(told[2]) + 1 >= 3, out

@@ -10,10 +10,11 @@ from torch import nn
 
 import engine
 import losses
+import main
 from run import checkpoint, config, watch
 from run.errors import InputError
 from run.skipping import NO_STEP, Skips
-from tests.conftest import TINY, read_log
+from tests.conftest import TINY, TINY_RUN, read_log
 from tests.test_main import states_equal, steady
 
 ALONE = engine.Rank(0, 1, 0, 1, torch.device("cpu"))
@@ -38,10 +39,13 @@ def run(short_run, monkeypatch):
     return run_spoilt
 
 
-@pytest.fixture
-def unhurt(run, tmp_path):
-    run(tmp_path / "unhurt")
-    return tmp_path / "unhurt"
+@pytest.fixture(scope="module")
+def unhurt(digits_folder, tmp_path_factory):
+    """The run that nothing happens to."""
+    folder = tmp_path_factory.mktemp("unhurt") / "run"
+    torch.set_num_threads(1)
+    main.main([*TINY_RUN, f"--data-path={digits_folder}", f"--output_dir={folder}"])
+    return folder
 
 
 def assert_same_run(folder, expected) -> None:
