@@ -283,10 +283,14 @@ PUBLISHED_KEYS = ("train_lr", "train_loss", "test_loss", "test_acc1", "test_acc5
 
 class Saver:
     """Writes a run's checkpoints: before the first step, after every epoch, and inside epochs as often as asked for or when the run is
-    told to stop. The best weights are replaced by better ones alone, also where a run goes on from before they were found."""
+    told to stop. The best weights are replaced by better ones alone, also where a run goes on from before they were found.
 
-    def __init__(self, cfg: Config, parts: Parts, state: TrainState, *, folder: Path, facts: dict, run: dict, stop: StopRequest, watch: Watch):
-        self.cfg, self.parts, self.state = cfg, parts, state
+    `source`: the checkpoint that the run continues."""
+
+    def __init__(
+        self, cfg: Config, parts: Parts, state: TrainState, *, folder: Path, source: str | None, facts: dict, run: dict, stop: StopRequest, watch: Watch
+    ):
+        self.cfg, self.parts, self.state, self.source = cfg, parts, state, source
         self.folder, self.facts, self.run, self.stop, self.watch = folder, facts, run, stop, watch
         self.full_disk = disk.FullDisk(cfg, parts.rank)
         self.metrics = {}
@@ -296,10 +300,13 @@ class Saver:
         self.agreement = Agreement(parts.rank)
 
     def before_training(self) -> None:
-        """Save where there is no last checkpoint yet: so that a log is never without one, and a full disk is found out at once."""
-        is_missing = self.parts.rank.is_main and not (self.folder / checkpoint.LAST).exists()
-        if any_process([is_missing], self.parts.rank)[0]:
-            self._write([checkpoint.LAST])
+        """Save unless the last checkpoint is the one that the run continues: so that a log is never without one, a full disk is found out at
+        once, and what else lies there in its place, of work that is done again, or damaged, is not what a next --resume auto meets."""
+        if self.source is None or Path(self.source) != self.folder / checkpoint.LAST:
+            try:
+                self._write([checkpoint.LAST])
+            except NotFinite as trouble:
+                raise InputError(f"what the run starts from is damaged ({trouble})", "start from other weights") from trouble
 
     def _write(self, names: list[str]) -> None:
         collected = checkpoint.collect(self.cfg, self.state, facts=self.facts, run=self.run, metrics=self.metrics, rank=self.parts.rank)
@@ -314,7 +321,8 @@ class Saver:
             yield
         except DamagedImages:
             self.parts.teacher.end_epoch(self.state.epoch)
-            self._write([checkpoint.LAST])
+            with contextlib.suppress(NotFinite):  # then the checkpoint before is the one to go on from
+                self._write([checkpoint.LAST])
             raise
 
     def after_step(self) -> bool:
@@ -338,8 +346,8 @@ class Saver:
         """Save; whether any process was asked to stop."""
         self.metrics = record
         better = {name: (key, record[key]) for name, (key, accuracy) in self.held.items() if record.get(key, -1.0) > accuracy}
-        names = [checkpoint.LAST, *([f"checkpoint_{record['epoch']}.pth"] if (record["epoch"] + 1) % self.cfg.save_freq == 0 else [])]
-        self._write([*names, *better])
+        numbered = [f"checkpoint_{record['epoch']}.pth"] if (record["epoch"] + 1) % self.cfg.save_freq == 0 else []
+        self._write([*numbered, *better, checkpoint.LAST])
         self.held |= better
         if self.parts.rank.is_main:
             checkpoint.prune(self.folder, record["epoch"])

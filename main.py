@@ -63,7 +63,7 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
         engine.check_teacher(parts.teacher.net, teacher_loader, parts, num_classes=num_classes, min_acc1=cfg.teacher_min_acc1)
     run_records = records.open_records(cfg, folder, state.epoch, rank)
     facts = datasets.facts(cfg, val_images.classes)
-    saver = engine.Saver(cfg, parts, state, folder=folder, facts=facts, run=run, stop=stop, watch=watch.Watch(cfg, amp_dtype))
+    saver = engine.Saver(cfg, parts, state, folder=folder, source=source, facts=facts, run=run, stop=stop, watch=watch.Watch(cfg, amp_dtype))
     with saver.saving_if_damaged():
         is_done = engine.fit(cfg, parts, state, loader, val_loader, run_records=run_records, saver=saver)
     return 0 if is_done else STOPPED

@@ -17,6 +17,7 @@ import sys
 import warnings
 import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -393,44 +394,64 @@ def collect(cfg: Config, state: TrainState, *, facts: dict, run: dict, metrics: 
 
 
 def save(checkpoint: dict, folder: Path, names: list[str]) -> None:
-    """Write a checkpoint once, with its checksum, under each of `names`; a killed job leaves each file old or new, never half.
+    """Write a checkpoint with its checksum under each of `names`; a killed job leaves each file old or new, never half.
 
-    InputError where it cannot be written, `DiskFull` where there is no room."""
-    temporary = folder / "checkpoint.tmp"
+    The last of them is a file of its own, the others are one: what befalls one of the two leaves the other. InputError where they
+    cannot be written, `DiskFull` where there is no room."""
+    temporary, copy = folder / "checkpoint.tmp", folder / "checkpoint.tmp2"
     try:
         with temporary.open("w+b") as file:
             torch.save(checkpoint, file)
             integrity.seal(file)
-            file.flush()
-            os.fsync(file.fileno())
-        for name in names:
-            _put(temporary, folder / name)
+            _sync(file)
+        if names[:-1]:
+            _copy(temporary, copy)
+        for name in names[:-1]:
+            _put(copy, folder / name)
+        _replace(temporary, folder / names[-1])
     except (OSError, RuntimeError) as error:
         cause = error if isinstance(error, OSError) else error.__context__  # torch finishes its archive also after a write that failed
         if not isinstance(cause, OSError):
             raise
         free = shutil.disk_usage(folder).free // 2**20
-        fact = f"{folder / names[0]}: not saved ({cause}; {free} MiB free there). Earlier checkpoints are intact"
+        fact = f"{folder / names[-1]}: not saved ({cause}; {free} MiB free there). Earlier checkpoints are intact"
         raise disk.refusal(cause, fact, "make room, then --resume auto") from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        for path in (temporary, copy):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as read, target.open("wb") as written:
+        shutil.copyfileobj(read, written)
+        _sync(written)
 
 
 def _put(source: Path, target: Path) -> None:
     """Make `target` the same file as `source` at once: a second link where the file system has links, else a copy."""
-    staged = target.with_suffix(".tmp2")
+    staged = target.with_suffix(".tmp3")
     staged.unlink(missing_ok=True)
     try:
         try:
             os.link(source, staged)
         except OSError:
-            shutil.copyfile(source, staged)
-        if target.is_dir():
-            _set_aside(target)
-        os.replace(staged, target)
+            _copy(source, staged)
+        _replace(staged, target)
     finally:
         staged.unlink(missing_ok=True)  # half a copy
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Give the file `source` the name `target`; a folder of that name is set aside."""
+    if target.is_dir():
+        _set_aside(target)
+    os.replace(source, target)
 
 
 def numbered(folder: Path) -> list[tuple[int, Path]]:

@@ -1,6 +1,7 @@
 """What befalls one process: it is killed, its terminal closes, someone presses Ctrl-C, its numbers are not finite."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 import engine
 import main
 from run import checkpoint, command, signals
-from tests.conftest import ROOT, SHORT_RUN, TINY, read_log
+from tests.conftest import ROOT, TINY_RUN, read_log
 from tests.programs.processes import free_port
 from tests.run.test_watch import assert_same_run
 from tests.test_main import states_equal
@@ -21,7 +22,7 @@ from tests.test_resume import finish, start, wait_for
 
 
 def flags_of(digits_folder, folder, *more: str) -> list[str]:
-    return [*SHORT_RUN, *TINY, "--distillation-type=none", f"--data-path={digits_folder}", f"--output_dir={folder}", *more]
+    return [*TINY_RUN, f"--data-path={digits_folder}", f"--output_dir={folder}", *more]
 
 
 def write_program(path, body: str) -> str:
@@ -168,4 +169,6 @@ def test_what_is_not_finite_in_one_process_is_left_out_of_both(digits_folder, tm
     assert all(tensor.isfinite().all() for part in ("net", "ema") for tensor in first[part].values())
     assert [record["skipped_steps"] for record in read_log(tmp_path / "run")] == [1]
     assert out.count("Going back to") == 1
-    assert "3 steps in a row, the last was step 2 of epoch 1 (learning rate 1.00e-06, precision float32): in process 1, its images are not finite" in out
+    # Processes agree to stop every so many steps, up to the epoch's end: so it is the third bad step or a later one.
+    told = re.search(r"(\d) steps in a row, the last was step (\d) of epoch 1 \(.*, precision float32\): in process 1, its images are not finite", out)
+    assert told and int(told[1]) == int(told[2]) + 1 >= 3, out

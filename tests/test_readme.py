@@ -169,7 +169,7 @@ def declared_flags() -> set[str]:
 
 def test_flags_in_the_texts_exist():
     flags = {flag.replace("_", "-") for text in TEXTS.values() for flag in re.findall(r"(?<![\w-])--[a-z][\w-]+", text)}
-    launchers = {"--nproc-per-node", "--use-env", "--nodes", "--gpus-per-node"}  # torchrun's, torch.distributed.launch's and sbatch's
+    launchers = {"--nproc-per-node", "--max-restarts", "--use-env", "--nodes", "--gpus-per-node"}  # torchrun's, torch.distributed.launch's and sbatch's
     assert flags - declared_flags() - launchers - {"--epochs"} == set()
 
 

@@ -14,13 +14,14 @@ import torch
 from PIL import Image
 
 import datasets
+import engine
 import main
 import utils
 from loading import batches, damage, keys
 from loading.sets import open_folder, open_tar
 from run import checkpoint, config
 from run.errors import DamagedImage, DamagedImages, InputError
-from tests.conftest import SHORT_RUN, read_log, run_command
+from tests.conftest import TINY_RUN, read_log, run_command
 from tests.test_main import steady
 from tests.test_resume import assert_same_run, start, wait_for
 
@@ -289,7 +290,7 @@ def test_a_long_list_is_in_a_file_where_there_is_a_folder_for_it(damaged_folder,
 
 
 def flags_of(folder: Path, out: Path, *more: str) -> list[str]:
-    return [*SHORT_RUN, f"--data-path={folder}", "--distillation-type=none", f"--output_dir={out}", "--skip-bad-images", *more]
+    return [*TINY_RUN, f"--data-path={folder}", f"--output_dir={out}", "--skip-bad-images", *more]
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +308,7 @@ def test_the_log_counts_damaged_images(whole, damaged_folder):
 
 
 def test_evaluation_says_how_many_it_left_out(whole, damaged_folder, capsys):
-    argv = [*SHORT_RUN, f"--data-path={damaged_folder}", "--eval", f"--resume={whole / 'checkpoint_last.pth'}"]
+    argv = [*TINY_RUN, f"--data-path={damaged_folder}", "--eval", f"--resume={whole / 'checkpoint_last.pth'}"]
     main.main([*argv, "--skip-bad-images"])
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith("Accuracy of the network on the 38 test images: acc1 ") and line.endswith("  damaged images left out: 2")
@@ -351,6 +352,25 @@ def test_a_run_that_the_limit_stopped_goes_on_where_it_was(whole, damaged_folder
     assert (tmp_path / "checkpoint_last.pth").exists()
     assert main.main(flags_of(damaged_folder, tmp_path, "--resume=auto")) == 0
     assert_same_run(tmp_path, whole)
+
+
+def test_a_run_that_goes_back_counts_damaged_images_once(whole, damaged_folder, tmp_path, monkeypatch, capsys):
+    """A step of each epoch is not finite the first time; in the first epoch it is before, in the second behind a checkpoint inside."""
+    real, spoilt = engine.mixed, {(0, 0), (1, 4)}
+    monkeypatch.setattr(engine, "REPORT_EVERY_S", -1.0)
+
+    def mixed(parts, batch, epoch):
+        images, targets = real(parts, batch, epoch)
+        place = (epoch, int(batch.positions.min()) // 16)
+        is_spoilt = place in spoilt and torch.is_grad_enabled()  # not while its place is looked for
+        spoilt.difference_update({place} if is_spoilt else ())
+        return images * (torch.nan if is_spoilt else 1), targets
+
+    monkeypatch.setattr(engine, "mixed", mixed)
+    assert main.main(flags_of(damaged_folder, tmp_path, "--on-nonfinite=rollback", "--checkpoint-steps=2")) == 0
+    assert capsys.readouterr().out.count("Going back to") == 2
+    assert_same_run(tmp_path, whole)
+    assert [steady(record) for record in read_log(tmp_path)] == [steady(record) for record in read_log(whole)]
 
 
 def test_a_run_that_damaged_validation_images_stopped_repeats_the_evaluation_alone(whole, damaged_folder, tmp_path, capsys, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 from loading import loaders
 from run import command
 from run.errors import InputError
-from tests.conftest import ROOT, SHORT_RUN, run_command
+from tests.conftest import ROOT, TINY_RUN, run_command
 from tests.test_resume import start, wait_for
 
 TOLD = r"a loader process was killed from outside \((Killed|it is gone)\); .*give the job more, or lower --num-workers or --batch-size\. Then start again"
@@ -65,7 +65,7 @@ def test_loader_processes_are_silent_when_their_parent_stops_fetching(capsys):
 
 @pytest.mark.slow
 def test_a_training_run_ends_with_one_line(digits_folder, tmp_path):
-    flags = [*SHORT_RUN, "--epochs=1000", "--num_workers=2", "--checkpoint-steps=1", "--distillation-type=none"]
+    flags = [*TINY_RUN, "--epochs=1000", "--num_workers=2", "--checkpoint-steps=1"]
     process = start("main.py", *flags, f"--data-path={digits_folder}", f"--output_dir={tmp_path}")
     wait_for(tmp_path / "log.txt", process)  # so all loader processes are there, those of evaluation too
     workers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
@@ -85,7 +85,7 @@ def test_one_of_two_processes_that_loses_a_loader_process_while_evaluating_says_
         "    if parts.rank.index == 1: os.kill(loader.loader._iterator._workers[0].pid, signal.SIGKILL)\n    return real(net, loader, parts, *rest)\n"
         "engine.evaluate = evaluate_then_kill\nprint(json.dumps(processes.launch(2, 'main', sys.argv[1:])))\n"
     )
-    flags = [*SHORT_RUN, "--batch-size=8", "--num_workers=1", "--distillation-type=none", f"--data-path={digits_folder}", f"--output_dir={tmp_path / 'run'}"]
+    flags = [*TINY_RUN, "--batch-size=8", "--num_workers=1", f"--data-path={digits_folder}", f"--output_dir={tmp_path / 'run'}"]
     done = run_command(str(script), *flags)
     assert done.returncode == 0, done.stderr
     codes, errors, _ = json.loads(done.stdout)

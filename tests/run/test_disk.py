@@ -34,13 +34,13 @@ def largest_file(num_bytes: int):
 
 
 class SmallDisk:
-    """A file system in memory with room for two checkpoints of a tiny run and a half, or where none may be mounted a limit below the
+    """A file system in memory with room for three checkpoints of a tiny run and a half, or where none may be mounted a limit below the
     size of one; until `make_room`."""
 
     def __init__(self, folder: Path, cleanup: contextlib.ExitStack):
         self.folder = folder
         folder.mkdir()
-        self.is_mounted = self._mount("size=900k")
+        self.is_mounted = self._mount("size=1200k")
         self.limit = contextlib.ExitStack()
         if self.is_mounted:
             cleanup.callback(subprocess.run, ["umount", str(folder)], check=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import engine
 import main
 import utils
 from run import checkpoint, config, folder, signals
@@ -40,8 +41,9 @@ def finished(flags, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copy(finished, tmp_path) -> Path:
-    """The run's files, each of its own: of the links in the original one would damage all."""
-    return Path(shutil.copytree(finished, tmp_path / "run"))
+    """The run's files, linked as it left them: what changes one in place changes all that are the same file."""
+    subprocess.run(["cp", "-a", finished, tmp_path / "run"], check=True)
+    return tmp_path / "run"
 
 
 def flip(path: Path, rng: random.Random) -> None:
@@ -206,19 +208,34 @@ def test_resuming_an_earlier_checkpoint_sets_later_ones_aside(copy, flags):
     assert sorted(path.name for path in copy.glob("checkpoint_[0-9]*")) == ["checkpoint_0.pth", "checkpoint_1.dropped1.pth", "checkpoint_2.dropped1.pth"]
 
 
+def test_a_run_that_goes_back_and_is_killed_at_once_goes_on_from_there(copy, flags, monkeypatch):
+    """Not from the last checkpoint of the work that it was to do again."""
+
+    def die(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(engine, "train_step", die)
+        main.main([*flags, f"--output_dir={copy}", f"--resume={copy / 'checkpoint_0.pth'}"])
+    assert find(copy) == str(copy / LAST) and checkpoint.position(find(copy)) == (1, 0)
+    assert [record["epoch"] for record in read_log(copy)] == [0]
+
+
 def test_the_best_checkpoint_is_replaced_by_better_ones_alone(copy, flags, capsys):
     """The run goes on from before its best epoch, to worse ones: a best that is sound stays, one that is damaged is replaced."""
     worse = [*flags, "--lr=0", "--allow-config-change", f"--output_dir={copy}", "--resume=auto"]
     best, best_ema = copy / "checkpoint_best.pth", copy / "checkpoint_best_ema.pth"
     saved = checkpoint.read(str(best))
-    torch.save({**saved, "metrics": {**saved["metrics"], "test_acc1": 99.0}}, best)
+    for path in (best, best_ema):  # so far the same file
+        path.unlink()
+        torch.save({**saved, "metrics": {**saved["metrics"], "test_acc1": 99.0}}, path)
     kept = best.read_bytes()
-    flip(best_ema, random.Random(4))
+    cut(best_ema, random.Random(4))
     for name in (LAST, "checkpoint_2.pth", "checkpoint_1.pth"):
         (copy / name).unlink()
     assert main.main(worse) == 0
     assert best.read_bytes() == kept
-    assert f"{best_ema} is replaced after the next epoch: {best_ema} is damaged" in capsys.readouterr().out
+    assert f"{best_ema} is replaced after the next epoch: {best_ema} is no complete checkpoint" in capsys.readouterr().out
     assert checkpoint.read(str(best_ema))["epoch"] in (1, 2)
     assert [record["best_acc1"] for record in read_log(copy)] == [max(r["test_acc1"] for r in read_log(copy)[: i + 1]) for i in range(3)]
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import engine
 import utils
 from loading.batches import Batch
-from run import hardware, optim
+from run import clipping, hardware, optim
 from run.checkpoint import TrainState
 from run.skipping import NO_STEP
 from tests.test_main import states_equal
@@ -55,7 +55,7 @@ def build(spoiler: Spoiler, optimizer: str = "adamw", *, accum_steps: int = 1, a
     optim.start_momentum(optimizer)
     scaler = hardware.build_scaler(amp, CPU.device)
     state = TrainState(net=net, ema=optim.Ema(net, decay=0.5) if has_ema else None, optimizer=optimizer, scheduler=None, scaler=scaler)
-    clip = lambda parameters: optim.dispatch_clip_grad(parameters, 0.02, mode="agc")  # noqa: E731
+    clip = lambda parameters: clipping.clip_adaptively(parameters, 0.02)  # noqa: E731
     parts = engine.Parts(criterion=spoiler.criterion, teacher=lambda *args: None, mix=spoiler.mix, clip=clip, accum_steps=accum_steps, rank=CPU)
     return parts, state
 
@@ -172,7 +172,7 @@ def test_a_net_without_batchnorm_trains_too():
     guard = TrainState(net=net, ema=None, optimizer=None, scheduler=None, scaler=None).guard
     guard.start_step()
     guard.spread(net(torch.ones(1, 4)).sum()).backward()
-    guard.end_step(guard.found_inf(), step=0, is_explained=torch.tensor(False))
+    guard.end_step(guard.found_inf(torch.tensor(1.0)), step=0, is_explained=torch.tensor(False))
     assert guard.read().most_in_a_row == 0
 
 

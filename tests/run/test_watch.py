@@ -10,10 +10,11 @@ from torch import nn
 
 import engine
 import losses
+import main
 from run import checkpoint, config, watch
 from run.errors import InputError
 from run.skipping import NO_STEP, Skips
-from tests.conftest import TINY, read_log
+from tests.conftest import TINY, TINY_RUN, read_log
 from tests.test_main import states_equal, steady
 
 ALONE = engine.Rank(0, 1, 0, 1, torch.device("cpu"))
@@ -38,10 +39,13 @@ def run(short_run, monkeypatch):
     return run_spoilt
 
 
-@pytest.fixture
-def unhurt(run, tmp_path):
-    run(tmp_path / "unhurt")
-    return tmp_path / "unhurt"
+@pytest.fixture(scope="module")
+def unhurt(digits_folder, tmp_path_factory):
+    """The run that nothing happens to."""
+    folder = tmp_path_factory.mktemp("unhurt") / "run"
+    torch.set_num_threads(1)
+    main.main([*TINY_RUN, f"--data-path={digits_folder}", f"--output_dir={folder}"])
+    return folder
 
 
 def assert_same_run(folder, expected) -> None:
@@ -93,7 +97,7 @@ def test_going_back_inside_an_epoch_with_loader_processes(run, unhurt, tmp_path)
         (["--max-skipped-steps=3"], range(8, 99), 1, r"3 steps in a row, the last was step 2 of epoch 1"),
         (["--on-nonfinite=rollback"], range(8, 99), 1, r"in step 0 of epoch 1"),
         (["--on-nonfinite=stop"], {8}, 0, r"in step 2 of epoch 1"),
-        (["--max-skipped-steps=3"], range(2, 99), 1, r"3 steps in a row, the last was step 4 of epoch 0"),
+        (["--max-skipped-steps=3"], range(2, 99), 1, r"3 steps in a row, the last was step 2 of epoch 0"),
     ],
 )
 def test_a_lasting_fault_ends_the_run_with_its_place_and_cure(run, tmp_path, capsys, flags, spoilt, times, where):
@@ -113,7 +117,7 @@ def test_a_lasting_fault_ends_the_run_with_its_place_and_cure(run, tmp_path, cap
 def test_a_network_that_cannot_be_evaluated_either_is_not_saved(short_run, tmp_path, flags, rate, cure):
     """The first step sends the weights far away, and there are fewer steps than may be skipped."""
     where = r"5 steps in a row, the last was step 5 of epoch 0 \(learning rate " + rate
-    with pytest.raises(InputError, match=where + r".*the first module whose output is not finite is .* \(Conv2d\)\. Try " + cure):
+    with pytest.raises(InputError, match=where + r".*the first module whose output is not finite is .* \((Depthwise)?Conv2d\)\. Try " + cure):
         short_run(*flags, "--warmup-epochs=0", f"--output_dir={tmp_path}")
     assert [path.name for path in tmp_path.glob("*.pth")] == ["checkpoint_last.pth"] and not (tmp_path / "log.txt").exists()
     saved = checkpoint.read(str(tmp_path / "checkpoint_last.pth"))
@@ -155,6 +159,15 @@ def test_an_epoch_that_could_not_be_saved_is_logged_once(run, unhurt, tmp_path, 
     out = run(tmp_path / "hurt")
     assert "model.fc.bias is not finite before step 0 of epoch 2" in out and "1 lines of log.txt from epoch 1 on moved" in out
     assert_same_run(tmp_path / "hurt", unhurt)
+
+
+def test_damaged_weights_are_nothing_to_start_from(run, tmp_path):
+    run(tmp_path / "a", "--epochs=0")
+    saved = checkpoint.read(str(tmp_path / "a" / "checkpoint_last.pth"))
+    saved["model"]["fc.bias"][0] = torch.nan
+    torch.save(saved, tmp_path / "a" / "checkpoint_last.pth")
+    with pytest.raises(InputError, match=r"what the run starts from is damaged \(model.fc.bias is not finite .*: start from other weights"):
+        run(tmp_path / "b", f"--finetune={tmp_path / 'a' / 'checkpoint_last.pth'}")
 
 
 @pytest.mark.parametrize("path", ["model.stem.weight", "model_ema.stem.weight", "optimizer.state.0.exp_avg"])
