@@ -16,6 +16,7 @@ from loading.loaders import ValLoader
 from losses import count_correct
 from run import checkpoint, disk
 from run.checkpoint import TrainState
+from run.compiling import Compiler, NoCompiler, no_compiler
 from run.config import Config
 from run.errors import DamagedImages, InputError
 from run.folder import find_checkpoint
@@ -33,6 +34,7 @@ class EvalParts:
     """How a network is run; `amp_dtype` None is full precision."""
 
     rank: Rank
+    compiler: Compiler | NoCompiler = no_compiler
     amp_dtype: torch.dtype | None = None
     memory_format: torch.memory_format = torch.contiguous_format
 
@@ -92,6 +94,45 @@ def train_step(parts: Parts, state: TrainState, micro_batches: Iterable, *, epoc
         state.ema.update(unwrap(state.net), found_inf)
     state.skipped_steps = state.skipped_steps + found_inf.long()
     return total.masked_fill(found_inf.bool(), 0)
+
+
+def blank(parts: EvalParts, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Images of that shape, laid out as a run's are."""
+    return torch.zeros(shape, device=device).contiguous(memory_format=parts.memory_format)
+
+
+def prepare_training(parts: Parts, state: TrainState, *, shape: tuple[int, ...], val_shape: tuple[int, ...]) -> None:
+    """Compile what steps and evaluations on images of these shapes run; the state stays as it is. See `Compiler.prepare`."""
+    net = parts.compiler(unwrap(state.net))
+    before = [buffer.clone() for buffer in net.buffers()]
+    learning = [parameter for parameter in net.parameters() if parameter.requires_grad]
+
+    def run() -> None:
+        with parts.autocast(parts.rank.device):
+            outputs = net(blank(parts, shape, parts.rank.device))
+        loss = sum(one.float().mean() for one in (outputs if isinstance(outputs, tuple) else (outputs,)))
+        torch.autograd.grad(loss, learning, allow_unused=True)  # and not `backward`, which would have gradients averaged over the processes
+
+    set_train_mode(net, freezes_batchnorm=parts.freezes_batchnorm)
+    parts.compiler.prepare("the training step", unwrap(net), shape, run)
+    with torch.no_grad():
+        for buffer, value in zip(net.buffers(), before, strict=True):
+            buffer.copy_(value)
+    prepare_evaluation(parts, unwrap(net), shape=val_shape)
+    if state.ema is not None:
+        prepare_evaluation(parts, state.ema.module, shape=val_shape, what="the EMA's evaluation")
+
+
+def prepare_evaluation(parts: EvalParts, net: nn.Module, *, shape: tuple[int, ...], what: str = "the evaluation") -> None:
+    """Compile what evaluating `net` on images of that shape runs. See `Compiler.prepare`."""
+    compiled = parts.compiler(net).eval()
+    device = next(net.parameters()).device
+
+    def run() -> None:
+        with torch.no_grad(), parts.autocast(device):
+            compiled(blank(parts, shape, device))
+
+    parts.compiler.prepare(what, net, shape, run)
 
 
 class Meter:
@@ -231,7 +272,7 @@ def evaluate(net: nn.Module, loader: Iterable, parts: EvalParts, confusion: Tens
 
     Every process counts its own images; the sums are added. `confusion` (C, C), of integers, is filled with the number of images
     per (class, predicted class)."""
-    net.eval()
+    net = parts.compiler(net).eval()
     device = next(net.parameters()).device
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     for images, targets in loader:
@@ -240,7 +281,7 @@ def evaluate(net: nn.Module, loader: Iterable, parts: EvalParts, confusion: Tens
         with parts.autocast(device):
             logits = net(images)
         losses = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
-        sums += torch.stack([losses.double(), count_correct(logits, targets, 1), count_correct(logits, targets, 5), targets.new_tensor(len(targets))])
+        sums += torch.stack([losses.double(), count_correct(logits, targets, 1), count_correct(logits, targets, 5), targets.new_full((), len(targets))])
         if confusion is not None:
             one = torch.ones_like(targets)
             confusion.index_put_((targets, logits.argmax(dim=1)), one, accumulate=True)

@@ -79,6 +79,10 @@ class TrainLoader:
         """Images per optimiser step, over all processes."""
         return self.sampler.batch_size * self.sampler.accum_steps * self.sampler.world_size
 
+    def shape(self, input_size: int) -> tuple[int, int, int, int]:
+        """Of a micro-batch's images."""
+        return self.sampler.batch_size, 3, input_size, input_size
+
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The micro-batches of `epoch` from optimiser step `first_step` on. DamagedImages, in every process, where too many are."""
         self.sampler.start(epoch=epoch, step=first_step)
@@ -99,6 +103,10 @@ class ValLoader:
 
     loader: DataLoader
     damage: ValidationDamage
+
+    def shape(self, input_size: int) -> tuple[int, int, int, int]:
+        """Of the images in each batch but an odd last one."""
+        return min(self.loader.batch_size, len(self.loader.dataset)), 3, input_size, input_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """A pass. Every process takes part to its end, where DamagedImages names what is damaged unless it is to be left out."""
