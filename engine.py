@@ -101,8 +101,16 @@ def blank(parts: EvalParts, shape: tuple[int, ...], device: torch.device) -> Ten
     return torch.zeros(shape, device=device).contiguous(memory_format=parts.memory_format)
 
 
-def prepare_training(parts: Parts, state: TrainState, *, shape: tuple[int, ...], val_shape: tuple[int, ...]) -> None:
-    """Compile what steps and evaluations on images of these shapes run; the state stays as it is. See `Compiler.prepare`."""
+def prepare(parts: Parts, state: TrainState, *, shape: tuple[int, ...], val_shape: tuple[int, ...]) -> None:
+    """Compile what steps on images of `shape` and evaluations on those of `val_shape` run. See `Compiler.prepare`."""
+    prepare_step(parts, state, shape=shape)
+    prepare_evaluation(parts, unwrap(state.net), shape=val_shape)
+    if state.ema is not None:
+        prepare_evaluation(parts, state.ema.module, shape=val_shape, what="the EMA's evaluation")
+
+
+def prepare_step(parts: Parts, state: TrainState, *, shape: tuple[int, ...]) -> None:
+    """Compile what steps on images of that shape run; the state stays as it is."""
     net = parts.compiler(unwrap(state.net))
     before = [buffer.clone() for buffer in net.buffers()]
     learning = [parameter for parameter in net.parameters() if parameter.requires_grad]
@@ -118,13 +126,10 @@ def prepare_training(parts: Parts, state: TrainState, *, shape: tuple[int, ...],
     with torch.no_grad():
         for buffer, value in zip(net.buffers(), before, strict=True):
             buffer.copy_(value)
-    prepare_evaluation(parts, unwrap(net), shape=val_shape)
-    if state.ema is not None:
-        prepare_evaluation(parts, state.ema.module, shape=val_shape, what="the EMA's evaluation")
 
 
 def prepare_evaluation(parts: EvalParts, net: nn.Module, *, shape: tuple[int, ...], what: str = "the evaluation") -> None:
-    """Compile what evaluating `net` on images of that shape runs. See `Compiler.prepare`."""
+    """Compile what evaluating `net` on images of that shape runs."""
     compiled = parts.compiler(net).eval()
     device = next(net.parameters()).device
 

@@ -60,7 +60,7 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
         compiler=compiler,
     )
     engine.announce(cfg, state, loader, rank)
-    engine.prepare_training(parts, state, shape=loader.shape(cfg.input_size), val_shape=val_loader.shape(cfg.input_size))
+    engine.prepare(parts, state, shape=loader.shape(cfg.input_size), val_shape=val_loader.shape(cfg.input_size))
     if parts.teacher.net is not None and cfg.teacher_min_acc1 != 0:
         teacher_loader = datasets.build_teacher_loader(cfg, val_images, rank)
         engine.check_teacher(parts.teacher.net, teacher_loader, parts, num_classes=num_classes, min_acc1=cfg.teacher_min_acc1)

@@ -36,6 +36,7 @@ from loading.keys import Plan, build_plan
 from measuring import operations
 from run import (
     clipping,
+    compiling,
     config,
     network,
     optim,
@@ -90,15 +91,15 @@ def build_side(cfg: config.Config, plan: Plan, rank: utils.Rank, *, answers) -> 
     memory_format = hardware.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
     torch.manual_seed(0)
     net = network.build(cfg, NUM_CLASSES, distillation=cfg.distillation != "none").to(rank.device, memory_format=memory_format)
+    compiler = compiling.build_compiler(cfg, rank)
     optimizer = optim.build_optimizer(cfg, net, cfg.batch_size)
     state = TrainState(
-        net=net,
+        net=compiler(net),
         ema=optim.build_ema(cfg, net),
         optimizer=optimizer,
         scheduler=optim.build_scheduler(cfg, optimizer),
         scaler=hardware.build_scaler(cfg.amp, rank.device),
     )
-    engine.set_train_mode(net, freezes_batchnorm=False)
     parts = engine.Parts(
         criterion=losses.build_criterion(cfg),
         teacher=answers,
@@ -107,7 +108,10 @@ def build_side(cfg: config.Config, plan: Plan, rank: utils.Rank, *, answers) -> 
         amp_dtype=amp_dtype,
         memory_format=memory_format,
         rank=rank,
+        compiler=compiler,
     )
+    engine.prepare_step(parts, state, shape=(cfg.batch_size, 3, cfg.input_size, cfg.input_size))
+    engine.set_train_mode(state.net, freezes_batchnorm=False)
     return Side(parts, state)
 
 
