@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -63,13 +64,22 @@ def start_forward(parts: Parts, epoch: int, step: int) -> None:
 
 
 def mixed(parts: Parts, batch, epoch: int) -> tuple[Tensor, Tensor]:
-    """Images and targets of a micro-batch (`datasets.Batch`) on the device, mixed."""
+    """Images and targets of a micro-batch (`loading.batches.Batch`) on the device, mixed: here, unless they were on their way there."""
+    if batch.mixed is not None:
+        return batch.mixed
     images = batch.images.to(parts.rank.device, memory_format=parts.memory_format, non_blocking=True)
     return parts.mix(images, batch.targets.to(parts.rank.device, non_blocking=True), epoch, batch.positions)
 
 
+def mix_ahead(parts: Parts, epoch: int, batch):
+    """The micro-batch with its images and targets mixed, on a GPU; on a CPU, where nothing is done ahead, as it is."""
+    if parts.rank.device.type == "cpu":
+        return batch
+    return batch._replace(mixed=mixed(parts, batch, epoch), images=torch.empty(0))
+
+
 def train_step(parts: Parts, state: TrainState, micro_batches: Iterable, *, epoch: int, step: int) -> Tensor:
-    """One optimiser step over `parts.accum_steps` micro-batches (`datasets.Batch`); the mean loss, on the device.
+    """One optimiser step over `parts.accum_steps` micro-batches (`loading.batches.Batch`); the mean loss, on the device.
 
     A step that is not finite in some process changes nothing in any but `state.skipped_steps`, and its loss counts as 0."""
     start_forward(parts, epoch, step)
@@ -431,7 +441,7 @@ def _fit_epoch(cfg: Config, parts: Parts, state: TrainState, loader, val_loader:
     trained = train_one_epoch(
         parts,
         state,
-        loader.batches(epoch, state.step),
+        loader.batches(epoch, state.step, prepare=functools.partial(mix_ahead, parts, epoch)),
         epoch=epoch,
         num_epochs=cfg.epochs,
         num_steps=loader.num_steps,

@@ -304,9 +304,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    print(
-        f"batch {args.batch_size} at {args.input_size} pixels, teacher: {args.teacher}, {args.rounds} rounds of {args.steps} steps, on {hardware.pick_device(args.device)}"
-    )
+    device = hardware.pick_device(args.device)
+    print(f"batch {args.batch_size} at {args.input_size} pixels, teacher: {args.teacher}, {args.rounds} rounds of {args.steps} steps, on {device}")
     print(line(HEADER))
     for name in args.models:
         print(row(name, compare(name, args)), flush=True)

@@ -30,6 +30,7 @@ from distillation.teacher import (
 from loading.batches import Batch, TrainingSet
 from loading.keys import Plan, draw_words
 from loading.loaders import TrainLoader
+from loading.transfer import sent
 from run import config
 from run.config import Config
 from run.errors import InputError, first_line
@@ -250,7 +251,7 @@ class StoredLabels:
         own, partner = self._classes(batch, parts)
         if self.num_stored:
             self._check_groups(batch, parts, labels=codes[:, 0], is_stored=is_stored, own=own, partner=partner)
-        answers = codes.to(images.device) if images.device.type == "cpu" else codes.pin_memory().to(images.device, non_blocking=True)
+        answers = sent(codes, images.device)
         for group, start, stop in parts:
             rows = slice(start, stop)
             is_missing = not is_stored[rows].all()
