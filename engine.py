@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from loading.keys import draw_words
 from loading.loaders import ValLoader
+from loading.transfer import at_once, beside
 from losses import count_correct
 from run import checkpoint, disk
 from run.checkpoint import TrainState
@@ -47,7 +48,8 @@ class EvalParts:
 class Parts(EvalParts):
     """What every training step uses. `mix`, `teacher` and `clip` may be neutral.
 
-    `teacher(images, batch, epoch)` answers for mixed images, and is told by `teacher.end_epoch(epoch)` when an epoch is over or left."""
+    `teacher(images, batch, epoch)` answers for mixed images, and is told by `teacher.end_epoch(epoch)` when an epoch is over or left. On a GPU
+    it answers beside the student's forward pass."""
 
     criterion: Callable
     teacher: Callable
@@ -87,11 +89,12 @@ def train_step(parts: Parts, state: TrainState, micro_batches: Iterable, *, epoc
     total = torch.zeros((), device=parts.rank.device, dtype=torch.float64)
     for i, batch in enumerate(micro_batches):
         images, targets = mixed(parts, batch, epoch)
-        teacher_output = parts.teacher(images, batch, epoch)
+        ask = functools.partial(parts.teacher, images, batch, epoch)
+        answer = at_once(ask) if parts.compiler.shares_memory else beside(parts.rank.device, ask)
         is_last = i == parts.accum_steps - 1
         with contextlib.nullcontext() if is_last or not hasattr(state.net, "no_sync") else state.net.no_sync():
             with parts.autocast(parts.rank.device):
-                loss = parts.criterion(state.net(images), targets, teacher_output) / parts.accum_steps
+                loss = parts.criterion(state.net(images), targets, answer()) / parts.accum_steps
             state.scaler.scale(state.guard.spread(loss)).backward()
         total += loss.detach()
     state.scaler.unscale_(state.optimizer)
@@ -114,6 +117,7 @@ def blank(parts: EvalParts, shape: tuple[int, ...], device: torch.device) -> Ten
 def prepare(parts: Parts, state: TrainState, *, shape: tuple[int, ...], val_shape: tuple[int, ...]) -> None:
     """Compile what steps on images of `shape` and evaluations on those of `val_shape` run. See `Compiler.prepare`."""
     prepare_step(parts, state, shape=shape)
+    parts.teacher.prepare(parts.compiler, shape)
     prepare_evaluation(parts, unwrap(state.net), shape=val_shape)
     if state.ema is not None:
         prepare_evaluation(parts, state.ema.module, shape=val_shape, what="the EMA's evaluation")
@@ -307,7 +311,7 @@ def evaluate(net: nn.Module, loader: Iterable, parts: EvalParts, confusion: Tens
 
 
 def check_teacher(net: nn.Module, loader: Iterable, parts: EvalParts, *, num_classes: int, min_acc1: float | None) -> None:
-    """Log the top-1 accuracy of the teacher `net` on `loader`; InputError where it is below `min_acc1`.
+    """Log the top-1 accuracy of the teacher `net`, which runs as `parts` say, on `loader`; InputError where it is below `min_acc1`.
 
     None means chance plus three standard errors: what a network that learnt nothing passes once in 700 times."""
     result = evaluate(net, loader, parts)

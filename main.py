@@ -62,8 +62,7 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
     engine.announce(cfg, state, loader, rank)
     engine.prepare(parts, state, shape=loader.shape(cfg.input_size), val_shape=val_loader.shape(cfg.input_size))
     if parts.teacher.net is not None and cfg.teacher_min_acc1 != 0:
-        teacher_loader = datasets.build_teacher_loader(cfg, val_images, rank)
-        engine.check_teacher(parts.teacher.net, teacher_loader, parts, num_classes=num_classes, min_acc1=cfg.teacher_min_acc1)
+        labelling.check_teacher(cfg, parts.teacher.net, val_images, rank)
     run_records = records.open_records(cfg, folder, state.epoch, rank)
     facts = datasets.facts(cfg, val_images.classes)
     saver = engine.Saver(cfg, parts, state, folder=folder, facts=facts, run=run, stop=stop, watch=watch.Watch(cfg, amp_dtype))

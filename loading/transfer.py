@@ -13,6 +13,35 @@ def sent(values: Tensor, device: torch.device) -> Tensor:
 
 
 @functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one stream for work beside the current one's."""
+    return torch.cuda.Stream(device)
+
+
+def at_once(function: Callable):
+    """As `beside`, but before anything else is done."""
+    result = function()
+    return lambda: result
+
+
+def beside(device: torch.device, function: Callable):
+    """Run `function`; what returns its result, for use on the current stream. On a GPU it runs on a stream of its own until that is called.
+
+    It may use what the current stream has made so far, and must not change what that goes on to use."""
+    if device.type != "cuda":
+        return at_once(function)
+    side, current = _side_stream(device), torch.cuda.current_stream(device)
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        result, is_there = function(), side.record_event()
+
+    def join():
+        return _arrived((result,), is_there, (), device)[0]
+
+    return join
+
+
+@functools.cache
 def _copy_stream(device: torch.device) -> torch.cuda.Stream:
     """The one stream that batches reach `device` on; each would keep freed memory of its own."""
     return torch.cuda.Stream(device)

@@ -39,12 +39,18 @@ class Compiled(nn.Module):
         return self.compiled_forward(images) if (self.training, images.shape) in self.prepared else self._orig_mod(images)
 
 
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile in which networks run as such
+
+
 class Compiler:
-    """Hands out compiled networks, one for each network that it is given."""
+    """Hands out compiled networks, one for each network that it is given.
+
+    `shares_memory`: they must not run at the same time, for CUDA graphs take turns in one piece of memory."""
 
     def __init__(self, rank: Rank, *, mode: str = "default", backend: str = "inductor"):
         self.rank, self.mode, self.backend = rank, mode, backend
         self.nets: list[Compiled] = []
+        self.shares_memory = mode in CUDA_GRAPHS
         self.has_failed = False
         self.has_told_of_break = False
 
@@ -107,6 +113,8 @@ def _place(net: nn.Module, error: Exception) -> str:
 
 class NoCompiler:
     """What a run without --compile has in place of a `Compiler`."""
+
+    shares_memory = False
 
     def __call__(self, net: nn.Module) -> nn.Module:
         """`net` itself."""

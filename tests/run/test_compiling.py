@@ -7,7 +7,7 @@ from torch import nn
 import engine
 import utils
 from benchmarks import distill
-from distillation.teacher import no_teacher
+from distillation.teacher import AllLogits, Teacher, no_teacher
 from loading.keys import build_plan
 from run import compiling, config
 from tests.conftest import read_log
@@ -98,6 +98,16 @@ def test_a_compiled_run_and_its_evaluation_are_those_of_a_run_that_is_not(short_
     assert "continuing" in short_run(*flags, f"--output_dir={compiled}", "--epochs=2", f"--resume={plain / 'checkpoint_last.pth'}", "--compile")
     line = short_run(*flags, "--eval", f"--resume={plain / 'checkpoint_last.pth'}").splitlines()[-1]
     assert short_run(*flags, "--eval", f"--resume={plain / 'checkpoint_last.pth'}", "--compile").splitlines()[-1] == line
+
+
+def test_a_teacher_answers_compiled_as_it_does_without():
+    torch._dynamo.reset()
+    backend, plan = Tracing(), build_plan(8, repeated_aug=False, group_size=4, lanes=1, data_seed=0)
+    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2 * 6 * 6, 5))
+    teacher, batch = Teacher(net, answer=AllLogits(), plan=plan), distill.build_batch(plan, 8)
+    expected = teacher(batch.images, batch, 0)
+    teacher.prepare(compiling.Compiler(CPU, backend=backend), tuple(batch.images.shape))
+    assert torch.equal(teacher(batch.images, batch, 0), expected) and backend.num_runs == 1 + 2  # the preparation, and two groups
 
 
 class Broken(nn.Module):
