@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
@@ -34,9 +35,10 @@ import torchvision
 from torch.nn.functional import cross_entropy
 
 import datasets
+import engine
 import model
 import utils
-from benchmarks import distill, inference, step
+from benchmarks import distill, inference, mixers, step
 from distillation import teacher
 from loading import augment
 from measuring import timing
@@ -355,15 +357,27 @@ def profile_step(out: Out, args: argparse.Namespace) -> None:
         out.write(name, step_ms=1e3 * step_s, idle=max(0.0, 1 - busy), num_kernels=sum(one.count for one in kernels), top_ms=dict(top))
 
 
+def measure_mixers(out: Out, args: argparse.Namespace) -> None:
+    """Time of each token mixer over that of moving the least it must through memory."""
+    for amp, name in itertools.product(("none", "bf16"), mixers.MIXERS):
+        sizes = ["--batch-size=2", "--rounds=1", "--calls=1", "--copy-mib=4"] if args.dry else ["--batch-size=256", "--rounds=5", "--calls=20"]
+        settings = mixers.parse([*sizes, f"--amp={amp}"])
+        found = mixers.ratios(mixers.MIXERS[name], settings, args.device)
+        out.write(name, precision=amp, **{key: spread_of(values) for key, values in found.items()})
+
+
 # ---- (d) stored labels, inference
 
 
 def measure_labels(out: Out, args: argparse.Namespace) -> None:
-    rounds = ["--rounds=1", "--warm-up=0", "--steps=1", "--teacher-model=regnety_002"] if args.dry else ["--rounds=6", "--steps=3"]
+    rounds = ["--rounds=1", "--warm-up=0", "--steps=1", "--teacher-model=regnety_002"] if args.dry else ["--rounds=5", "--steps=3"]
     settings = distill.parse([*size_flags(args), *rounds])
-    rounds_s = distill.measure("recnext_m1", settings, utils.Rank(0, 1, 0, 1, args.device))
-    ratio = [online / stored for online, stored in zip(rounds_s["online"], rounds_s["stored"], strict=True)]
-    out.write("recnext_m1", ms={side: spread_of([1e3 * value for value in values]) for side, values in rounds_s.items()}, ratio=spread_of(ratio))
+    for name, beside in (("teacher beside the student", engine.beside), ("teacher before the student", lambda device, ask: engine.at_once(ask))):
+        with mock.patch.object(engine, "beside", beside):
+            rounds_s = distill.measure("recnext_m1", settings, utils.Rank(0, 1, 0, 1, args.device))
+        ratio = [online / stored for online, stored in zip(rounds_s["online"], rounds_s["stored"], strict=True)]
+        ms = {side: spread_of([1e3 * value for value in values]) for side, values in rounds_s.items()}
+        out.write(f"recnext_m1, {name}", ms=ms, ratio=spread_of(ratio))
 
 
 def measure_inference(out: Out, args: argparse.Namespace) -> None:
@@ -389,6 +403,7 @@ PARTS = {  # in the order of their worth, with the seconds that each may take
     "compiled": (measure_compiled_step, 200),
     "teacher": (measure_teacher, 90),
     "profile": (profile_step, 60),
+    "mixers": (measure_mixers, 40),
     "labels": (measure_labels, 60),
     "inference": (measure_inference, 120),
 }
@@ -414,8 +429,9 @@ def run_part(name: str, args: argparse.Namespace, limit_s: float) -> bool:
             code = process.wait(timeout=limit_s)
         except subprocess.TimeoutExpired:
             code = None
-        with contextlib.suppress(ProcessLookupError):  # and what it started
-            os.killpg(process.pid, signal.SIGKILL)
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # and what it started
+                os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         errors.seek(0)
         last = (errors.read().strip().splitlines() or [""])[-1]
@@ -437,6 +453,7 @@ def check(argv: list[str]) -> None:
         PARTS[args.only][0](Out(args.out, args.only), args)
         return
     start = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no part goes on alone
     args.out.write_text("")
     has_fast = not loader_flags()
     note = {} if has_fast else {"left_out": "the fast loader: simplejpeg or OpenCV is missing, images are read through Pillow"}

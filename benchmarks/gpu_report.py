@@ -74,6 +74,10 @@ def labels_row(one: dict) -> list[str]:
     return [one["name"], *(spread(one["ms"][side], 1) for side in ("online", "stored", "none")), spread(one["ratio"], 2)]
 
 
+def mixer_row(one: dict) -> list[str]:
+    return [one["name"], one["precision"], *(spread(one[key], 1) for key in ("forward_us", "forward", "both_us", "both"))]
+
+
 Row = Callable[[dict], list[str]]
 TABLES: list[tuple[str, tuple[str, ...], tuple[str, ...], Row, str]] = [  # title, parts, columns, row, the key that a figure of it has
     ("Checks", ("goldens", "ska", "batches", "runs"), ("part", "what", "precision", "holds", "apart by", "compiling"), check_row, "ok"),
@@ -86,6 +90,13 @@ TABLES: list[tuple[str, tuple[str, ...], tuple[str, ...], Row, str]] = [  # titl
     ),
     ("Teacher", ("teacher",), ("model", "form", "batch", "images/s", ""), rate_row, "images_per_s"),
     ("Profile of one step", ("profile",), ("model", "ms", "idle, %", "kernels", "most of it, ms"), profile_row, "top_ms"),
+    (
+        "Token mixers, microseconds per image and times the least traffic's",
+        ("mixers",),
+        ("mixer", "precision", "forward", "/ least", "with backward", "/ least"),
+        mixer_row,
+        "both",
+    ),
     ("Teacher's labels, ms per step", ("labels",), ("model", "online", "stored", "none", "online / stored"), labels_row, "ms"),
     ("Inference", ("inference",), ("model", "form", "batch", "images/s", "time / unfused eager"), rate_row, "images_per_s"),
 ]
