@@ -16,8 +16,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from run import hardware
-
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
@@ -38,6 +36,7 @@ from run import (
     clipping,
     compiling,
     config,
+    hardware,
     network,
     optim,
 )

@@ -25,8 +25,6 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from run import hardware, process
-
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
@@ -47,7 +45,7 @@ from loading.batches import Batch
 from loading.keys import Plan, build_plan
 from losses import DistillationLoss
 from measuring.timing import spread, synchroniser
-from run import config, network
+from run import config, hardware, network, process
 
 NETWORKS = ("recnext_m1", "recnext_a1", "recnext_t", "repnext_m1", "lsnet_t")
 SIDES = ("ours", "published")
