@@ -1,12 +1,13 @@
 # Everything runs in .venv, which `make venv` makes from requirements.txt. Words after ## are what `make help` prints.
 PYTHON ?= python3
 BIN := .venv/bin
+AT_HAND := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dev test check demo board
+.PHONY: help venv dev test check demo board gpu gpu-report
 
 help:  ## print this list
-	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / {printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 venv: .venv/installed  ## make .venv with what training needs
 dev: .venv/installed-dev  ## add what tests, exports and plots need
@@ -38,3 +39,9 @@ demo: venv  ## train a teacher on real digits, distil a student from it, evaluat
 
 board: venv  ## curves of running and finished jobs in a browser; DIR=... looks elsewhere than in checkpoints/
 	$(BIN)/tensorboard --logdir $(or $(DIR),checkpoints)
+
+gpu:  ## check and measure what needs a GPU, in ten minutes: gpu.jsonl; installs nothing, takes PYTHON where there is no .venv
+	$(AT_HAND) benchmarks/gpu.py --out gpu.jsonl
+
+gpu-report:  ## gpu.jsonl as tables in benchmarks/RESULTS.md
+	$(AT_HAND) benchmarks/gpu_report.py gpu.jsonl

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 
 from loading.keys import draw_words
 from loading.loaders import ValLoader
+from loading.transfer import at_once, beside
 from losses import count_correct
 from run import checkpoint, disk
 from run.checkpoint import TrainState
+from run.compiling import Compiler, NoCompiler, no_compiler
 from run.config import Config
 from run.errors import DamagedImages, InputError
 from run.folder import find_checkpoint
@@ -33,6 +36,7 @@ class EvalParts:
     """How a network is run; `amp_dtype` None is full precision."""
 
     rank: Rank
+    compiler: Compiler | NoCompiler = no_compiler
     amp_dtype: torch.dtype | None = None
     memory_format: torch.memory_format = torch.contiguous_format
 
@@ -44,7 +48,8 @@ class EvalParts:
 class Parts(EvalParts):
     """What every training step uses. `mix`, `teacher` and `clip` may be neutral.
 
-    `teacher(images, batch, epoch)` answers for mixed images, and is told by `teacher.end_epoch(epoch)` when an epoch is over or left."""
+    `teacher(images, batch, epoch)` answers for mixed images, and is told by `teacher.end_epoch(epoch)` when an epoch is over or left. On a GPU
+    it answers beside the student's forward pass."""
 
     criterion: Callable
     teacher: Callable
@@ -61,13 +66,22 @@ def start_forward(parts: Parts, epoch: int, step: int) -> None:
 
 
 def mixed(parts: Parts, batch, epoch: int) -> tuple[Tensor, Tensor]:
-    """Images and targets of a micro-batch (`datasets.Batch`) on the device, mixed."""
+    """Images and targets of a micro-batch (`loading.batches.Batch`) on the device, mixed: here, unless they were on their way there."""
+    if batch.mixed is not None:
+        return batch.mixed
     images = batch.images.to(parts.rank.device, memory_format=parts.memory_format, non_blocking=True)
     return parts.mix(images, batch.targets.to(parts.rank.device, non_blocking=True), epoch, batch.positions)
 
 
+def mix_ahead(parts: Parts, epoch: int, batch):
+    """The micro-batch with its images and targets mixed, on a GPU; on a CPU, where nothing is done ahead, as it is."""
+    if parts.rank.device.type == "cpu":
+        return batch
+    return batch._replace(mixed=mixed(parts, batch, epoch), images=torch.empty(0))
+
+
 def train_step(parts: Parts, state: TrainState, micro_batches: Iterable, *, epoch: int, step: int) -> Tensor:
-    """One optimiser step over `parts.accum_steps` micro-batches (`datasets.Batch`); the mean loss, on the device.
+    """One optimiser step over `parts.accum_steps` micro-batches (`loading.batches.Batch`); the mean loss, on the device.
 
     A step that is not finite in some process changes nothing in any but `state.skipped_steps`, and its loss counts as 0."""
     start_forward(parts, epoch, step)
@@ -75,11 +89,12 @@ def train_step(parts: Parts, state: TrainState, micro_batches: Iterable, *, epoc
     total = torch.zeros((), device=parts.rank.device, dtype=torch.float64)
     for i, batch in enumerate(micro_batches):
         images, targets = mixed(parts, batch, epoch)
-        teacher_output = parts.teacher(images, batch, epoch)
+        ask = functools.partial(parts.teacher, images, batch, epoch)
+        answer = at_once(ask) if parts.compiler.shares_memory else beside(parts.rank.device, ask)
         is_last = i == parts.accum_steps - 1
         with contextlib.nullcontext() if is_last or not hasattr(state.net, "no_sync") else state.net.no_sync():
             with parts.autocast(parts.rank.device):
-                loss = parts.criterion(state.net(images), targets, teacher_output) / parts.accum_steps
+                loss = parts.criterion(state.net(images), targets, answer()) / parts.accum_steps
             state.scaler.scale(state.guard.spread(loss)).backward()
         total += loss.detach()
     state.scaler.unscale_(state.optimizer)
@@ -92,6 +107,51 @@ def train_step(parts: Parts, state: TrainState, micro_batches: Iterable, *, epoc
         state.ema.update(unwrap(state.net), found_inf)
     state.skipped_steps = state.skipped_steps + found_inf.long()
     return total.masked_fill(found_inf.bool(), 0)
+
+
+def blank(parts: EvalParts, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Images of that shape, laid out as a run's are."""
+    return torch.zeros(shape, device=device).contiguous(memory_format=parts.memory_format)
+
+
+def prepare(parts: Parts, state: TrainState, *, shape: tuple[int, ...], val_shape: tuple[int, ...]) -> None:
+    """Compile what steps on images of `shape` and evaluations on those of `val_shape` run. See `Compiler.prepare`."""
+    prepare_step(parts, state, shape=shape)
+    parts.teacher.prepare(parts.compiler, shape)
+    prepare_evaluation(parts, unwrap(state.net), shape=val_shape)
+    if state.ema is not None:
+        prepare_evaluation(parts, state.ema.module, shape=val_shape, what="the EMA's evaluation")
+
+
+def prepare_step(parts: Parts, state: TrainState, *, shape: tuple[int, ...]) -> None:
+    """Compile what steps on images of that shape run; the state stays as it is."""
+    net = parts.compiler(unwrap(state.net))
+    before = [buffer.clone() for buffer in net.buffers()]
+    learning = [parameter for parameter in net.parameters() if parameter.requires_grad]
+
+    def run() -> None:
+        with parts.autocast(parts.rank.device):
+            outputs = net(blank(parts, shape, parts.rank.device))
+        loss = sum(one.float().mean() for one in (outputs if isinstance(outputs, tuple) else (outputs,)))
+        torch.autograd.grad(loss, learning, allow_unused=True)  # and not `backward`, which would have gradients averaged over the processes
+
+    set_train_mode(net, freezes_batchnorm=parts.freezes_batchnorm)
+    parts.compiler.prepare("the training step", unwrap(net), shape, run)
+    with torch.no_grad():
+        for buffer, value in zip(net.buffers(), before, strict=True):
+            buffer.copy_(value)
+
+
+def prepare_evaluation(parts: EvalParts, net: nn.Module, *, shape: tuple[int, ...], what: str = "the evaluation") -> None:
+    """Compile what evaluating `net` on images of that shape runs."""
+    compiled = parts.compiler(net).eval()
+    device = next(net.parameters()).device
+
+    def run() -> None:
+        with torch.no_grad(), parts.autocast(device):
+            compiled(blank(parts, shape, device))
+
+    parts.compiler.prepare(what, net, shape, run)
 
 
 class Meter:
@@ -231,7 +291,7 @@ def evaluate(net: nn.Module, loader: Iterable, parts: EvalParts, confusion: Tens
 
     Every process counts its own images; the sums are added. `confusion` (C, C), of integers, is filled with the number of images
     per (class, predicted class)."""
-    net.eval()
+    net = parts.compiler(net).eval()
     device = next(net.parameters()).device
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     for images, targets in loader:
@@ -240,7 +300,7 @@ def evaluate(net: nn.Module, loader: Iterable, parts: EvalParts, confusion: Tens
         with parts.autocast(device):
             logits = net(images)
         losses = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
-        sums += torch.stack([losses.double(), count_correct(logits, targets, 1), count_correct(logits, targets, 5), targets.new_tensor(len(targets))])
+        sums += torch.stack([losses.double(), count_correct(logits, targets, 1), count_correct(logits, targets, 5), targets.new_full((), len(targets))])
         if confusion is not None:
             one = torch.ones_like(targets)
             confusion.index_put_((targets, logits.argmax(dim=1)), one, accumulate=True)
@@ -251,7 +311,7 @@ def evaluate(net: nn.Module, loader: Iterable, parts: EvalParts, confusion: Tens
 
 
 def check_teacher(net: nn.Module, loader: Iterable, parts: EvalParts, *, num_classes: int, min_acc1: float | None) -> None:
-    """Log the top-1 accuracy of the teacher `net` on `loader`; InputError where it is below `min_acc1`.
+    """Log the top-1 accuracy of the teacher `net`, which runs as `parts` say, on `loader`; InputError where it is below `min_acc1`.
 
     None means chance plus three standard errors: what a network that learnt nothing passes once in 700 times."""
     result = evaluate(net, loader, parts)
@@ -393,7 +453,7 @@ def _fit_epoch(cfg: Config, parts: Parts, state: TrainState, loader, val_loader:
     trained = train_one_epoch(
         parts,
         state,
-        loader.batches(epoch, state.step),
+        loader.batches(epoch, state.step, prepare=functools.partial(mix_ahead, parts, epoch)),
         epoch=epoch,
         num_epochs=cfg.epochs,
         num_steps=loader.num_steps,

@@ -18,7 +18,7 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
     import utils
     from distillation import labelling
     from loading import augment
-    from run import checkpoint, clipping, hardware, network, optim, records, signals, watch
+    from run import checkpoint, clipping, compiling, hardware, network, optim, records, signals, watch
     from run.folder import claim_folder, find_checkpoint
 
     amp_dtype = hardware.pick_amp(cfg.amp, rank.device)
@@ -33,10 +33,11 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
         if cfg.finetune:
             checkpoint.load_finetune(net, cfg.finetune)
     net.to(rank.device, memory_format=memory_format)
+    compiler = compiling.build_compiler(cfg, rank)
     optimizer = optim.build_optimizer(cfg, net, loader.global_batch)
     state = checkpoint.TrainState(
         ema=optim.build_ema(cfg, net),
-        net=utils.wrap_distributed(net, rank, accum_steps=cfg.grad_accum_steps),
+        net=utils.wrap_distributed(compiler(net), rank, accum_steps=cfg.grad_accum_steps),
         optimizer=optimizer,
         scheduler=optim.build_scheduler(cfg, optimizer),
         scaler=hardware.build_scaler(cfg.amp, rank.device),
@@ -56,11 +57,12 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
         freezes_batchnorm=cfg.set_bn_eval,
         seed=cfg.seed,
         rank=rank,
+        compiler=compiler,
     )
     engine.announce(cfg, state, loader, rank)
+    engine.prepare(parts, state, shape=loader.shape(cfg.input_size), val_shape=val_loader.shape(cfg.input_size))
     if parts.teacher.net is not None and cfg.teacher_min_acc1 != 0:
-        teacher_loader = datasets.build_teacher_loader(cfg, val_images, rank)
-        engine.check_teacher(parts.teacher.net, teacher_loader, parts, num_classes=num_classes, min_acc1=cfg.teacher_min_acc1)
+        labelling.check_teacher(cfg, parts.teacher.net, val_images, rank)
     run_records = records.open_records(cfg, folder, state.epoch, rank)
     facts = datasets.facts(cfg, val_images.classes)
     saver = engine.Saver(cfg, parts, state, folder=folder, source=source, facts=facts, run=run, stop=stop, watch=watch.Watch(cfg, amp_dtype))
@@ -74,7 +76,7 @@ def evaluate(cfg: config.Config, rank) -> int:
     import datasets
     import engine
     import utils
-    from run import checkpoint, hardware, network
+    from run import checkpoint, compiling, hardware, network
     from run.folder import choose_folder, find_checkpoint
 
     amp_dtype = hardware.pick_amp(cfg.amp, rank.device)
@@ -87,9 +89,11 @@ def evaluate(cfg: config.Config, rank) -> int:
     net = network.build(cfg, len(images.classes), distillation=has_dist_head)
     if saved:
         checkpoint.load_weights(net, saved, where=source)
-    utils.replace_batchnorm(net.eval()).to(rank.device, memory_format=memory_format)
-    parts = engine.EvalParts(amp_dtype=amp_dtype, memory_format=memory_format, rank=rank)
-    engine.report(net, datasets.build_val_loader(cfg, images, rank, folder if folder.is_dir() else None), parts, classes=images.classes, report=cfg.report)
+    net = utils.replace_batchnorm(net.eval()).to(rank.device, memory_format=memory_format)
+    parts = engine.EvalParts(amp_dtype=amp_dtype, memory_format=memory_format, rank=rank, compiler=compiling.build_compiler(cfg, rank))
+    loader = datasets.build_val_loader(cfg, images, rank, folder if folder.is_dir() else None)
+    engine.prepare_evaluation(parts, net, shape=loader.shape(cfg.input_size))
+    engine.report(net, loader, parts, classes=images.classes, report=cfg.report)
     return 0
 
 

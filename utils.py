@@ -1,13 +1,12 @@
 """The process a run lives in: rank and device, seeds, the logger, sums over processes. Also `replace_batchnorm`, for published callers."""
 
 import contextlib
-import functools
 import inspect
 import logging
 import random
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -175,36 +174,3 @@ def checkout() -> str | None:
         return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-@functools.cache
-def _copy_stream(device: torch.device) -> torch.cuda.Stream:
-    """The one stream that batches reach `device` on; each would keep freed memory of its own."""
-    return torch.cuda.Stream(device)
-
-
-def prefetched(batches: Iterator, to_device: Callable, device: torch.device) -> Iterator:
-    """`to_device(batch)` of each batch; on a GPU of the next one, on a stream of its own, while the last is in use."""
-    if device.type != "cuda":
-        yield from map(to_device, batches)
-        return
-    stream = _copy_stream(device)
-    ahead = None
-    for batch in batches:
-        with torch.cuda.stream(stream):
-            moved, is_there = to_device(batch), stream.record_event()
-        if ahead is not None:
-            yield _arrived(*ahead, device)
-        ahead = moved, is_there, batch  # the source must live until it is copied
-    if ahead is not None:
-        yield _arrived(*ahead, device)
-
-
-def _arrived(moved: tuple, is_there: torch.cuda.Event, source: tuple, device: torch.device) -> tuple:
-    """The batch `moved`, for use on the current stream once it is there."""
-    current = torch.cuda.current_stream(device)
-    current.wait_event(is_there)
-    for tensor in moved:
-        if isinstance(tensor, torch.Tensor) and tensor.is_cuda:
-            tensor.record_stream(current)
-    return moved

@@ -16,8 +16,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from run import hardware
-
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
@@ -36,7 +34,9 @@ from loading.keys import Plan, build_plan
 from measuring import operations
 from run import (
     clipping,
+    compiling,
     config,
+    hardware,
     network,
     optim,
 )
@@ -90,15 +90,15 @@ def build_side(cfg: config.Config, plan: Plan, rank: utils.Rank, *, answers) -> 
     memory_format = hardware.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
     torch.manual_seed(0)
     net = network.build(cfg, NUM_CLASSES, distillation=cfg.distillation != "none").to(rank.device, memory_format=memory_format)
+    compiler = compiling.build_compiler(cfg, rank)
     optimizer = optim.build_optimizer(cfg, net, cfg.batch_size)
     state = TrainState(
-        net=net,
+        net=compiler(net),
         ema=optim.build_ema(cfg, net),
         optimizer=optimizer,
         scheduler=optim.build_scheduler(cfg, optimizer),
         scaler=hardware.build_scaler(cfg.amp, rank.device),
     )
-    engine.set_train_mode(net, freezes_batchnorm=False)
     parts = engine.Parts(
         criterion=losses.build_criterion(cfg),
         teacher=answers,
@@ -107,7 +107,10 @@ def build_side(cfg: config.Config, plan: Plan, rank: utils.Rank, *, answers) -> 
         amp_dtype=amp_dtype,
         memory_format=memory_format,
         rank=rank,
+        compiler=compiler,
     )
+    engine.prepare_step(parts, state, shape=(cfg.batch_size, 3, cfg.input_size, cfg.input_size))
+    engine.set_train_mode(state.net, freezes_batchnorm=False)
     return Side(parts, state)
 
 
@@ -130,8 +133,8 @@ def ratio_of_macs(name: str, teacher_name: str, input_size: int) -> float:
     return 1 + operations.measure(teacher_name, input_size)[-1] / (3 * student)
 
 
-def compare(name: str, args: argparse.Namespace, rank: utils.Rank) -> str:
-    """One line of the table."""
+def measure(name: str, args: argparse.Namespace, rank: utils.Rank) -> dict[str, list[float]]:
+    """Seconds per step of each side, round by round."""
     plan = build_plan(args.batch_size, repeated_aug=False, group_size=args.batch_size, lanes=1, data_seed=0)
     flags = ["--data-set=DIGITS", f"--model={name}", f"--batch-size={args.batch_size}", f"--mix-group-size={args.batch_size}", f"--amp={args.amp}"]
     flags += [f"--input-size={args.input_size}", f"--teacher-model={args.teacher_model}", f"--device={args.device}"]
@@ -146,13 +149,19 @@ def compare(name: str, args: argparse.Namespace, rank: utils.Rank) -> str:
                 seconds = visit_s(sides[side], batch, args.steps)
                 if i >= args.warm_up:
                     sides[side].rounds_s.append(seconds)
-    online, stored, none = (sides[side].rounds_s for side in SIDES)
+    return {side: sides[side].rounds_s for side in SIDES}
+
+
+def compare(name: str, args: argparse.Namespace, rank: utils.Rank) -> str:
+    """One line of the table."""
+    rounds_s = measure(name, args, rank)
+    online, stored, none = (rounds_s[side] for side in SIDES)
     columns = [spread(values, 3) for values in (online, stored, none)]
     columns += [spread([a / b for a, b in zip(first, second, strict=True)], 2) for first, second in ((online, stored), (stored, none))]
     return "".join(f"{column:>24}" for column in [name, *columns]) + f"{ratio_of_macs(name, args.teacher_model, args.input_size):>8.1f}"
 
 
-def main(argv: list[str] | None = None) -> None:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--models", nargs="+", default=["recnext_m0", "recnext_m1", "recnext_m3"], metavar="NAME", help="students")
     parser.add_argument("--teacher-model", default="regnety_160", help="[%(default)s]")
@@ -165,11 +174,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="[%(default)s]")
     parser.add_argument("--amp", default="auto", choices=("auto", "bf16", "fp16", "none"), help="the student's precision [%(default)s]")
     args = parser.parse_args(argv)
+    is_cpu = hardware.pick_device(args.device).type == "cpu"
+    args.batch_size, args.steps = args.batch_size or (32 if is_cpu else 256), args.steps or (1 if is_cpu else 10)
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
     rank = utils.Rank(0, 1, 0, 1, hardware.pick_device(args.device))
-    is_cpu = rank.device.type == "cpu"
-    args.batch_size, args.steps = args.batch_size or (32 if is_cpu else 256), args.steps or (1 if is_cpu else 10)
     print(f"batch {args.batch_size} at {args.input_size} pixels from {args.teacher_model}, {args.rounds} rounds of {args.steps} steps, on {rank.device}")
     print("".join(f"{title:>24}" for title in ("model", *(f"{side}, s" for side in SIDES), "online / stored", "stored / none")) + f"{'MACs':>8}")
     for name in args.models:

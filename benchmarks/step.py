@@ -3,6 +3,7 @@
     python benchmarks/step.py                                              five networks, on a GPU where there is one
     python benchmarks/step.py -m recnext_m1 --batch-size 8 --rounds 20 --device cpu --threads 1
     python benchmarks/step.py --teacher online                             with the teacher in the step; stored: our side reads its labels
+    python benchmarks/step.py --compile                                    our side through torch.compile
 
 Ours is the training loop's own step, with mixing, clipping, optimiser and EMA. The published style is assembled from timm's public parts: ModelEma,
 adaptive_clip_grad tensor by tensor, NativeScaler, create_optimizer_v2, Mixup, NCHW, the loss read at every step; its networks have each operator
@@ -24,8 +25,6 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from run import hardware, process
-
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
@@ -46,7 +45,7 @@ from loading.batches import Batch
 from loading.keys import Plan, build_plan
 from losses import DistillationLoss
 from measuring.timing import spread, synchroniser
-from run import config, network
+from run import config, hardware, network, process
 
 NETWORKS = ("recnext_m1", "recnext_a1", "recnext_t", "repnext_m1", "lsnet_t")
 SIDES = ("ours", "published")
@@ -76,6 +75,7 @@ def build_task(name: str, args: argparse.Namespace) -> Task:
     plan = build_plan(args.batch_size, repeated_aug=False, group_size=args.batch_size, lanes=1, data_seed=0)
     flags = ["--data-set=DIGITS", f"--model={name}", f"--batch-size={args.batch_size}", f"--mix-group-size={args.batch_size}", f"--amp={args.amp}"]
     flags += [f"--input-size={args.input_size}", f"--teacher-model={args.teacher_model}", f"--device={args.device}"]
+    flags += ["--compile"] if args.compile else []
     cfg, _ = config.parse([*flags, f"--distillation-type={'none' if args.teacher == 'none' else 'hard'}"])
     return Task(cfg, plan, distill.build_batch(plan, args.input_size), rank)
 
@@ -209,7 +209,7 @@ def serve(connection: Connection, build: Callable, name: str, args: argparse.Nam
     with tempfile.TemporaryDirectory() as folder:
         side = build(task, args, folder)
         with torch.no_grad():
-            outputs = side.net(task.batch.images.to(device))
+            outputs = utils.unwrap(side.net)(task.batch.images.to(device))
         connection.send((outputs[0] if isinstance(outputs, tuple) else outputs).cpu().numpy())
         step_ms(side, clock, args.steps)
         connection.send(peak_mib(side, device))
@@ -279,7 +279,7 @@ def line(cells: tuple[str, ...]) -> str:
     return "".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(cells, WIDTHS, strict=True)))
 
 
-def main(argv: list[str] | None = None) -> None:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("-m", "--models", nargs="+", default=NETWORKS, choices=model.list_models(), metavar="NAME", help="our networks")
     parser.add_argument("--published-networks", default="plain", choices=("plain", "own"), help="those of the published side [%(default)s]")
@@ -292,10 +292,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="processor threads [%(default)s]")
     parser.add_argument("--device", default="auto", help="[%(default)s]")
     parser.add_argument("--amp", default="auto", choices=("auto", "bf16", "fp16", "none"), help="our precision; published: fp16 on a GPU [%(default)s]")
+    parser.add_argument("--compile", action="store_true", help="our side through torch.compile")
     args = parser.parse_args(argv)
     device = hardware.pick_device(args.device)
     is_cpu = device.type == "cpu"
     args.batch_size, args.steps = args.batch_size or (32 if is_cpu else 256), args.steps or (1 if is_cpu else 10)
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    device = hardware.pick_device(args.device)
     print(f"batch {args.batch_size} at {args.input_size} pixels, teacher: {args.teacher}, {args.rounds} rounds of {args.steps} steps, on {device}")
     print(line(HEADER))
     for name in args.models:

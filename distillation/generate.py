@@ -17,7 +17,7 @@ from loading.damage import TrainingDamage
 from loading.images import Images
 from loading.keys import Key, KeyedBatchSampler, Plan
 from loading.loaders import TrainLoader
-from run import config, signals
+from run import compiling, config, signals
 from run.command import STOPPED
 
 REPORT_EVERY_S = 10.0
@@ -110,8 +110,8 @@ def make(cfg: config.Config, epochs: range, rank: utils.Rank) -> int:
     if labels.net is None:
         return 0
     if cfg.teacher_min_acc1 != 0:
-        parts = engine.EvalParts(rank=rank, memory_format=torch.channels_last)
-        engine.check_teacher(labels.net, datasets.build_teacher_loader(cfg, val_images, rank), parts, num_classes=num_classes, min_acc1=cfg.teacher_min_acc1)
+        labelling.check_teacher(cfg, labels.net, val_images, rank)
+    labels.prepare(compiling.build_compiler(cfg, rank), loader.shape(cfg.input_size))
     mix = augment.build_mixing(cfg, loader.plan, num_classes)
     progress = Progress(labelling.from_main(lambda: count_missing(labels.store, epochs), rank))
     for epoch in epochs:

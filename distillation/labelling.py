@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+import datasets
+import engine
 from distillation.fingerprint import FORMAT, canary_differences, differences, draw_canaries, fingerprint, order_hash, versions
 from distillation.store import MAX_CLASSES, Fresh, LabelStore, Page
 from distillation.teacher import (
@@ -20,6 +22,7 @@ from distillation.teacher import (
     NoTeacher,
     Teacher,
     TopLogits,
+    amp_dtype,
     hash_weights,
     load_teacher,
     no_teacher,
@@ -28,9 +31,12 @@ from distillation.teacher import (
     read_weights,
 )
 from loading.batches import Batch, TrainingSet
+from loading.images import Images
 from loading.keys import Plan, draw_words
 from loading.loaders import TrainLoader
+from loading.transfer import sent
 from run import config
+from run.compiling import Compiler, NoCompiler
 from run.config import Config
 from run.errors import InputError, first_line
 from run.manifest import LABELS_MANIFEST, read_manifest
@@ -72,6 +78,13 @@ def build_teacher(cfg: Config, loader: TrainLoader, rank: Rank, *, num_classes: 
         rank=rank,
         claim=survey.claim,
     )
+
+
+def check_teacher(cfg: Config, net: nn.Module, val_images: Images, rank: Rank) -> None:
+    """InputError where the teacher `net` recognises too few of some validation images. It runs as it does in training."""
+    parts = engine.EvalParts(rank=rank, amp_dtype=amp_dtype(rank.device), memory_format=torch.channels_last)
+    loader = datasets.build_teacher_loader(cfg, val_images, rank)
+    engine.check_teacher(net, loader, parts, num_classes=len(val_images.classes), min_acc1=cfg.teacher_min_acc1)
 
 
 def open_store(cfg: Config, plan: Plan, num_classes: int) -> LabelStore:
@@ -238,6 +251,11 @@ class StoredLabels:
     def net(self) -> nn.Module | None:
         return self.teacher.net if self.teacher is not None else None
 
+    def prepare(self, compiler: Compiler | NoCompiler, shape: tuple[int, ...]) -> None:
+        """Compile the teacher, if there is one, for batches of that shape (B, 3, H, W)."""
+        if self.teacher is not None:
+            self.teacher.prepare(compiler, shape)
+
     def __call__(self, images: Tensor, batch: Batch, epoch: int) -> Tensor:
         if epoch != self.epoch:
             self.start_epoch(epoch)
@@ -250,7 +268,7 @@ class StoredLabels:
         own, partner = self._classes(batch, parts)
         if self.num_stored:
             self._check_groups(batch, parts, labels=codes[:, 0], is_stored=is_stored, own=own, partner=partner)
-        answers = codes.to(images.device) if images.device.type == "cpu" else codes.pin_memory().to(images.device, non_blocking=True)
+        answers = sent(codes, images.device)
         for group, start, stop in parts:
             rows = slice(start, stop)
             is_missing = not is_stored[rows].all()

@@ -16,6 +16,7 @@ from loading.batches import Batch
 from loading.keys import Plan
 from model.layers import fold_norm_after
 from run import checkpoint
+from run.compiling import Compiler, NoCompiler
 from run.config import Config
 from run.errors import InputError, first_line
 from utils import Rank, log, main_first, replace_batchnorm
@@ -85,6 +86,21 @@ def pick_answer(cfg: Config, num_classes: int) -> HardLabels | TopLogits | AllLo
 # ---- the teacher
 
 
+def amp_dtype(device: torch.device) -> torch.dtype | None:
+    """The type that goes with `precision`; None for full precision."""
+    return torch.float16 if precision(device) == "float16" else None
+
+
+def with_half_weights(net: nn.Module) -> nn.Module:
+    """`net`, changed in place: weights that float16 autocast would round at every call are so already, with the same results.
+
+    It then runs under that autocast alone."""
+    for module in net.modules():
+        if type(module) in (nn.Conv2d, nn.Linear):
+            module.half()
+    return net
+
+
 def precision(device: torch.device) -> str:
     """What the teacher computes in: float16 autocast on a GPU, as published; it does not depend on the student's precision."""
     return "float16" if device.type == "cuda" else "float32"
@@ -97,15 +113,22 @@ class Teacher:
     the weights it was made from."""
 
     def __init__(self, net: nn.Module, *, answer: HardLabels | TopLogits | AllLogits, plan: Plan, weights: str | None = None):
-        self.net = net.eval().requires_grad_(False)
+        self.net = self.run = net.eval().requires_grad_(False)
         self.answer = answer
         self.plan = plan
         self.weights = weights
 
+    def prepare(self, compiler: Compiler | NoCompiler, shape: tuple[int, ...]) -> None:
+        """Compile the network, for batches of that shape (B, 3, H, W)."""
+        self.run = compiler(self.net)
+        one = (min(shape[0], self.plan.group_size), *shape[1:])
+        images = torch.zeros(one, device=next(self.net.parameters()).device)
+        compiler.prepare("the teacher", self.net, one, lambda: self.logits(images))
+
     def logits(self, images: Tensor) -> Tensor:
         """(n, C) of images (n, 3, H, W) of one group, in float32 where they were computed in less."""
         with torch.inference_mode(), torch.autocast(images.device.type, torch.float16, enabled=precision(images.device) == "float16"):
-            logits = self.net(images.contiguous(memory_format=torch.channels_last))
+            logits = self.run(images.contiguous(memory_format=torch.channels_last))
         # a clone, for autograd would refuse to keep a tensor of the inference mode
         return logits.float() if logits.dtype == torch.float16 else logits.clone()
 
@@ -125,6 +148,9 @@ class NoTeacher:
     """What training without distillation has in place of a `Teacher`."""
 
     net = None
+
+    def prepare(self, compiler: Compiler | NoCompiler, shape: tuple[int, ...]) -> None:
+        """Nothing to compile."""
 
     def __call__(self, images: Tensor, batch: Batch, epoch: int) -> None:
         """Nothing to say."""
@@ -202,6 +228,7 @@ def load_teacher(cfg: Config, num_classes: int, rank: Rank, *, plan: Plan) -> Te
     if cfg.teacher_model.partition(".")[0] in model.list_models():
         net = replace_batchnorm(net)
     net = folded(cfg, net).to(rank.device, memory_format=torch.channels_last)
+    net = with_half_weights(net) if precision(rank.device) == "float16" else net
     _warn_of_statistics(cfg)
     return Teacher(net, answer=pick_answer(cfg, num_classes), plan=plan, weights=weights)
 

@@ -9,6 +9,7 @@ kernels.py   RandAugment's operations on uint8 arrays
 augment.py   image and batch transforms, mixing
 batches.py   views written side by side, in shared memory
 loaders.py   loader processes, and batches on the way to the device
+transfer.py  what the host does not wait for
 damage.py    damaged files that the loaders of all processes have met
 checking.py  whole trees read as the loaders read them
 """

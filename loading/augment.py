@@ -19,6 +19,7 @@ from torchvision import transforms
 from loading import kernels, pixels
 from loading.decoding import AnyImage
 from loading.keys import Key, Plan, restored_generators, seeded
+from loading.transfer import sent
 from run.config import Config
 from run.errors import InputError
 
@@ -349,7 +350,7 @@ class Mixer:
         off = self.smoothing / self.num_classes
         own = torch.full((len(targets), self.num_classes), off, device=targets.device)
         own.scatter_(1, targets.view(-1, 1), 1.0 - self.smoothing + off)
-        lam = torch.as_tensor(draw.lam, dtype=torch.float32, device=targets.device).view(-1, 1)
+        lam = sent(torch.as_tensor(draw.lam, dtype=torch.float32), targets.device).view(-1, 1)
         return own * lam + own.flip(0) * (1.0 - lam)
 
     def __call__(self, images: Tensor, targets: Tensor, rng: np.random.RandomState) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,8 @@ class Batch(NamedTuple):
     images (B, 3, H, W): normalised float32, or uint8 on its way to a device that will finish them; targets (B,) class indices;
     positions (B,) in the epoch; pixel_hashes (B,) int64, of the uint8 images before erasing, where stored labels need them; erased:
     what is still to be erased; num_fallbacks: images that the fast decoder could not decode; replaced: places in the batch where another
-    image of the class stands in for a damaged one; damaged: (name, reason) of each damaged file that was met."""
+    image of the class stands in for a damaged one; damaged: (name, reason) of each damaged file that was met; mixed: the images and targets
+    that the network is to learn, where they were made on the batch's way to the device; `images` is then empty."""
 
     images: Tensor
     targets: Tensor
@@ -31,6 +32,7 @@ class Batch(NamedTuple):
     num_fallbacks: int = 0
     replaced: Sequence[int] = ()
     damaged: Sequence[tuple[str, str]] = ()
+    mixed: tuple[Tensor, Tensor] | None = None
 
 
 class View(NamedTuple):

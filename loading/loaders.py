@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +16,9 @@ from loading import augment, pixels
 from loading.batches import PREFETCH, Batch
 from loading.damage import TrainingDamage, ValidationDamage
 from loading.keys import KeyedBatchSampler, Plan
+from loading.transfer import prefetched
 from run.config import Config
-from utils import Rank, log, prefetched
+from utils import Rank, log
 
 
 def copied(images: Tensor) -> Tensor:
@@ -35,11 +36,16 @@ def _to_device(batch: Batch, device: torch.device) -> Batch:
     return batch._replace(images=images, erased=None)
 
 
-def _ready(batches: Iterator[Batch], device: torch.device, *, num_batches: int, purpose: str) -> Iterator[Batch]:
-    """The `num_batches` batches on `device` and finished, the next one while the last is in use; says with the last of them how many
-    images Pillow had to decode."""
+def _as_is(batch: Batch) -> Batch:
+    """What collates batches that are none to be collated, and what prepares those that are prepared."""
+    return batch
+
+
+def _ready(batches: Iterator[Batch], device: torch.device, *, num_batches: int, purpose: str, prepare: Callable[[Batch], Batch] = _as_is) -> Iterator[Batch]:
+    """The `num_batches` batches on `device`, finished and prepared, the next one while the last is in use; says with the last of them how
+    many images Pillow had to decode."""
     num_fallbacks = num_images = 0
-    for i, batch in enumerate(prefetched(batches, lambda batch: _to_device(batch, device), device), 1):
+    for i, batch in enumerate(prefetched(batches, lambda batch: prepare(_to_device(batch, device)), device), 1):
         num_fallbacks, num_images = num_fallbacks + batch.num_fallbacks, num_images + len(batch.targets)
         if i == num_batches and num_fallbacks:
             log.info("%s: %d of %d images were no JPEGs that the fast decoder takes and were decoded by Pillow", purpose, num_fallbacks, num_images)
@@ -79,14 +85,21 @@ class TrainLoader:
         """Images per optimiser step, over all processes."""
         return self.sampler.batch_size * self.sampler.accum_steps * self.sampler.world_size
 
-    def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The micro-batches of `epoch` from optimiser step `first_step` on. DamagedImages, in every process, where too many are."""
-        self.sampler.start(epoch=epoch, step=first_step)
-        return self._watched(_received(iter(self.loader)), num_batches=len(self.sampler))
+    def shape(self, input_size: int) -> tuple[int, int, int, int]:
+        """Of a micro-batch's images."""
+        return self.sampler.batch_size, 3, input_size, input_size
 
-    def _watched(self, batches: Iterator[Batch], *, num_batches: int) -> Iterator[Batch]:
+    def batches(self, epoch: int, first_step: int = 0, *, prepare: Callable[[Batch], Batch] = _as_is) -> Iterator[Batch]:
+        """The micro-batches of `epoch` from optimiser step `first_step` on. DamagedImages, in every process, where too many are.
+
+        `prepare` is what else is done to each; on a GPU while the one before is in use."""
+        self.sampler.start(epoch=epoch, step=first_step)
+        return self._watched(_received(iter(self.loader)), num_batches=len(self.sampler), prepare=prepare)
+
+    def _watched(self, batches: Iterator[Batch], *, num_batches: int, prepare: Callable[[Batch], Batch]) -> Iterator[Batch]:
         is_alone = self.damage.rank.world_size == 1
-        for i, batch in enumerate(_ready(batches, self.damage.rank.device, num_batches=num_batches, purpose="training"), 1):
+        ready = _ready(batches, self.damage.rank.device, num_batches=num_batches, purpose="training", prepare=prepare)
+        for i, batch in enumerate(ready, 1):
             self.damage.add(batch.damaged)
             if self.is_in_step and (is_alone or i % SHARE_EVERY == 0 or i == num_batches):
                 self.damage.report()
@@ -99,6 +112,10 @@ class ValLoader:
 
     loader: DataLoader
     damage: ValidationDamage
+
+    def shape(self, input_size: int) -> tuple[int, int, int, int]:
+        """Of the images in each batch but an odd last one."""
+        return min(self.loader.batch_size, len(self.loader.dataset)), 3, input_size, input_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """A pass. Every process takes part to its end, where DamagedImages names what is damaged unless it is to be left out."""
@@ -158,11 +175,6 @@ def prepare_worker(worker_id: int) -> None:
     _obey_parent_alone()
     pixels.prepare_process()
     pixels.keep_freed_memory()
-
-
-def _as_is(batch: Batch) -> Batch:
-    """What collates batches that are none to be collated."""
-    return batch
 
 
 def loader_settings(cfg: Config, rank: Rank, num_items: int) -> dict:

@@ -26,6 +26,7 @@ from deployment.weights import versions as package_versions
 from measuring.forms import Builder, Call, Images, forward
 from reporting import scatter
 from run.command import positive_int, spellings
+from run.compiling import any_number_compiled
 from run.errors import InputError, first_line
 from run.hardware import open_device, pick_amp
 from utils import checkout
@@ -37,7 +38,6 @@ NUM_WARM_UP = 3
 SLICE_S = 0.2  # what a case is given in a round: long against a scheduler's tick, short against a machine's drift
 MAX_CALLS = 1000
 QUIET_CPU_SHARE = 0.95  # below, a single thread was kept waiting
-MAX_RECOMPILES = 10_000  # networks of one family share their code; at dynamo's own limit, 8, it would go back to eager without an error
 TOLERANCES = {False: 1e-2, True: 1e-1}  # of a form's logits, relative to eager, without and with autocast: exactness is what exports are verified for
 
 
@@ -161,7 +161,7 @@ def relative_error(logits: Tensor, reference: Tensor) -> float:
 def prepare(case: Case, build: Callable[[], Call], *, reference: Tensor, tolerance: float, limit_s: float) -> None:
     """Build the call of `case` and warm it up; where that fails, takes too long or computes something else, say so in its remark."""
     try:
-        with _deadline(limit_s), torch._dynamo.config.patch(recompile_limit=MAX_RECOMPILES, accumulated_recompile_limit=MAX_RECOMPILES):
+        with _deadline(limit_s), any_number_compiled():
             call = build()
             error = relative_error(call(), reference)
             for _ in range(NUM_WARM_UP):

@@ -9,6 +9,7 @@ config.py      every setting, once: default, YAML key, flag and help
 manifest.py    what stored labels say before torch is there
 hardware.py    device, precision, layout
 process.py     joining the other processes, and leaving them
+compiling.py   networks through torch.compile
 network.py     the network that a recipe names
 optim.py       optimiser, schedule, EMA
 clipping.py    gradient clipping

@@ -29,6 +29,8 @@ class Config:
     seed: int = setting(0, "seed of initialisation and dropout", at_least=0, at_most=2**63 - 1)
     device: str = setting("auto", "cuda, cuda:N or cpu; auto: a GPU where there is one")
     amp: str = setting("auto", "mixed precision; auto: bf16 on a GPU that has it, else none", choices=("auto", "bf16", "fp16", "none"), nargs="?", const="auto")
+    compile: bool = setting(False, "run networks through torch.compile: takes some minutes before the first step, then each is faster")
+    compile_mode: str = setting("default", "torch.compile's mode", choices=("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"))
     memory_format: str = setting("auto", "layout of activations; auto: channels_last", choices=("auto", "nchw", "channels_last"))
     output_dir: str | None = setting(None, "folder of log and checkpoints (default: checkpoints/<model>/<time>)")
     overwrite: bool = setting(False, "start afresh in a folder that holds a run, deleting that run")

@@ -1,17 +1,19 @@
 """Benchmarks run as written from the root and print a ratio."""
 
 import itertools
+import json
 import re
 import shutil
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import loader, models, soak
+from benchmarks import gpu, gpu_report, inference, loader, mixers, models, soak
 from model.layers import ConvNorm
 from run.errors import InputError
 from tests.conftest import ROOT, TINY, run_command
@@ -168,3 +170,64 @@ def test_soak_notices_what_differs_and_what_is_lost(tmp_path, monkeypatch):
     (tmp_path / "one" / "checkpoint_last.pth").write_bytes(b"half")
     assert soak.position(tmp_path / "one", 8) is None
     assert soak.continued_at("x\ncontinuing a/checkpoint_last.pth with epoch 3, step 2\n", 8) == 3.25 and soak.continued_at("", 8) == 0
+
+
+def test_inference_benchmark_prints_ratios_to_the_plain_network(capsys):
+    inference.run(["-m", "recnext_m0", "--img-size", "32", "--batch-size", "2", "--rounds", "2", "--device", "cpu", "--forms", "unfused,fused,channels_last"])
+    out = capsys.readouterr().out
+    assert re.search(r"^\| recnext_m0 +\| +32 \| +2 \|( +[\d.]+ \([\d.]+ to [\d.]+\) \|){3}$", out, re.M)
+    assert re.findall(r"^recnext_m0 +(\w+) +\d\.\d\d \(\d\.\d\d to \d\.\d\d\)$", out, re.M) == ["fused", "channels_last"]
+
+
+def test_least_traffic_is_what_each_operator_reads_and_writes():
+    size = 48 * 56**2
+    assert mixers.least_bytes(mixers.MIXERS["ChunkConv (repnext_m1)"], 4) == (4 * 2 * size, 4 * 3 * size)
+    forward, backward = (sum(getattr(one, way) for one in mixers.rec_conv(16.0, 1)) for way in ("forward", "backward"))
+    assert (forward, backward) == ((16 + 4) + (4 + 4) + (16 + 4 + 16), (4 + 32) + (4 + 8) + (16 + 2 * 20))
+
+
+def test_mixers_benchmark_prints_every_mixer(capsys):
+    mixers.run(["--batch-size", "1", "--rounds", "1", "--calls", "1", "--copy-mib", "1", "--device", "cpu"])
+    rows = re.findall(r"^(\w+) \((\w+)\) +[\d.]+ +[\d.]+( +[\d.]+ +[\d.]+ \([\d.]+ to [\d.]+\)){2}$", capsys.readouterr().out, re.M)
+    assert [name for name, *_ in rows] == ["RecConv", "RecAttn", "ChunkConv", "SKA"]
+
+
+def test_gpu_check_writes_each_result_and_names_what_was_cut_off(tmp_path):
+    out = tmp_path / "gpu.jsonl"
+    args = types.SimpleNamespace(out=out, dry=True, device=torch.device("cpu"))
+    gpu.check_batches(gpu.Out(out, "batches"), args)
+    assert not gpu.run_part("goldens", args, 0.01)
+    batches, mixed, cut = map(json.loads, out.read_text().splitlines())
+    assert batches["ok"] and mixed["ok"] and mixed["num_batches"] == 6
+    assert (cut["part"], cut["ok"], cut["error"]) == ("goldens", False, "cut off after 0 s")
+
+
+MACHINE = {"part": "machine", "name": "machine", "date": "2030-01-02", "gpu": "H100", "cpu": "x", "cores": 1, "versions": {"torch": "2.11"}, "commit": "abc"}
+
+
+def test_gpu_report_replaces_its_tables_and_says_what_was_not_measured(tmp_path):
+    results, into = tmp_path / "gpu.jsonl", tmp_path / "RESULTS.md"
+    into.write_text("# Results\n\n## soak.py, 2030\n\nkept\n")
+    gpu_report.report([str(results), "--into", str(into)])
+    empty = into.read_text()
+    assert empty.count("not measured") == len(gpu_report.TABLES) and "No GPU has been measured yet" in empty and "kept" in empty
+    spread = {"median": 2.0, "low": 1.0, "high": 3.0}
+    side = {"ms": spread, "rest": 0.04, "peak_mib": 100.0}
+    lines = [
+        MACHINE,
+        {"part": "goldens", "name": "lsnet_t", "precision": "bfloat16", "ok": False, "logits": 0.5},
+        {"part": "step", "name": "recnext_m1", "form": "eager", "batch_size": 256, "ours": side, "published": side, "ratio": spread},
+        {"part": "compiled", "name": "the whole part", "ok": False, "error": "cut off after 200 s"},
+    ]
+    results.write_text("\n".join(map(json.dumps, lines)) + '\n{"part": "tea')
+    for _ in range(2):
+        gpu_report.report([str(results), "--into", str(into)])
+    text = into.read_text()
+    assert text.count("## gpu.py") == 1 and text.count("not measured") == len(gpu_report.TABLES) - 2 and "kept" in text
+    assert "## gpu.py, 2030-01-02\n\nH100; torch 2.11; commit abc" in text
+    assert "| goldens | lsnet_t | bfloat16 | no | logits 5.0e-01 |  |" in text
+    assert "| recnext_m1 | eager | 256 | 2.0 (1.0 to 3.0) | 2.0 (1.0 to 3.0) | 2.00 (1.00 to 3.00) | 4.0 | 4.0 | 100 | 100 |" in text
+    assert "Left out: compiled, the whole part: cut off after 200 s" in text
+    results.write_text("nothing\n{}\n")
+    with pytest.raises(InputError, match="line 1 is no result of benchmarks/gpu.py"):
+        gpu_report.report([str(results), "--into", str(into)])

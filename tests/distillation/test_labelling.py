@@ -1033,3 +1033,14 @@ def test_benchmark_prints_both_ratios(capsys):
     title, head, line = capsys.readouterr().out.splitlines()
     assert "batch 2 at 32 pixels from regnety_002" in title and "online / stored" in head
     assert line.split()[0] == "resnet10t" and line.count(" to ") == 5
+
+
+def test_half_weights_leave_what_autocast_computes():
+    torch.manual_seed(0)
+    net = model.create_model("regnety_002", num_classes=10).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode(), torch.autocast("cpu", torch.float16):
+        expected = net(images)
+        halved = teacher.with_half_weights(net)
+        assert torch.equal(halved(images), expected)
+    assert {module.weight.dtype for module in halved.modules() if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)} == {torch.float16}
