@@ -110,9 +110,7 @@ class GroupRecConv2d(RecursiveConv):
         pairs = list(zip(chs[:-1], chs[1:], strict=True))
         self.downs = nn.ModuleList([nn.Conv2d(fine, coarse, kernel_size, 2, pad, groups=coarse, bias=False) for fine, coarse in pairs])
         self.convs = nn.ModuleList([DepthwiseConv2d(dim, kernel_size, bias=False) for dim in reversed(chs)])
-        self.ups = nn.ModuleList(
-            [nn.ConvTranspose2d(coarse, fine, kernel_size + 1, 2, pad, groups=coarse, bias=False) for fine, coarse in reversed(pairs)]
-        )
+        self.ups = nn.ModuleList([nn.ConvTranspose2d(coarse, fine, kernel_size + 1, 2, pad, groups=coarse, bias=False) for fine, coarse in reversed(pairs)])
 
     def _mix(self, x: Tensor) -> Tensor:
         require_multiples(x, self.level)
