@@ -43,7 +43,7 @@ def unpool(x: Tensor, places: Tensor, finer: Tensor) -> Tensor:
     """Map of the size of `finer` with the values of x at `places`, which max pooling gave, and 0 elsewhere.
 
     `max_unpool2d`'s result. As a scatter to places that all differ it can be traced, and its order is of no account on any device."""
-    return torch.zeros_like(finer).flatten(2).scatter(2, places.flatten(2), keep_layout(x).flatten(2)).reshape(finer.shape)
+    return x.new_zeros(finer.shape).flatten(2).scatter(2, places.flatten(2), keep_layout(x).flatten(2)).reshape(finer.shape)
 
 
 class UnpoolRecConv2d(RecursiveConv):
