@@ -1,31 +1,34 @@
-# Everything runs in .venv, which `make venv` makes from requirements.txt.
+# Everything runs in .venv, which `make venv` makes from requirements.txt. Words after ## are what `make help` prints.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv dev test check demo board
+.DEFAULT_GOAL := help
+.PHONY: help venv dev test check demo board
 
-venv: .venv/installed
-dev: .venv/installed-dev
+help:  ## print this list
+	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / {printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+venv: .venv/installed  ## make .venv with what training needs
+dev: .venv/installed-dev  ## add what tests, exports and plots need
 
 .venv/installed: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -r requirements.txt
 	touch $@
 
-.venv/installed-dev: .venv/installed requirements-dev.txt
+.venv/installed-dev: .venv/installed requirements-dev.txt requirements-export.txt requirements-plots.txt
 	$(BIN)/python -m pip install -q -r requirements-dev.txt
 	touch $@
 
-test: dev
+test: dev  ## run the test suite
 	$(BIN)/python -m pytest
 
-check: dev
+check: dev  ## check format and lint, then run the test suite
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
 
-# A teacher, a student distilled from it, and the student's accuracy: minutes on two cores, on real images that scikit-learn ships.
-demo: venv
+demo: venv  ## train a teacher on real digits, distil a student from it, evaluate it: minutes on two cores
 	$(BIN)/python main.py --config recipes/demo_teacher.yaml --output_dir checkpoints/demo/teacher --overwrite
 	$(BIN)/python main.py --config recipes/demo.yaml --output_dir checkpoints/demo/student --overwrite
 	$(BIN)/python main.py --config recipes/demo.yaml --eval --resume checkpoints/demo/student/checkpoint_best.pth
@@ -33,6 +36,5 @@ demo: venv
 	@echo "checkpoints: checkpoints/demo/student/checkpoint_best.pth (EMA: checkpoint_best_ema.pth)"
 	@echo "teacher:     checkpoints/demo/teacher/checkpoint_best.pth"
 
-# Curves of running and finished jobs in a browser; DIR=... looks elsewhere than in checkpoints/.
-board: venv
+board: venv  ## curves of running and finished jobs in a browser; DIR=... looks elsewhere than in checkpoints/
 	$(BIN)/tensorboard --logdir $(or $(DIR),checkpoints)

@@ -2,11 +2,14 @@
 
 Run from the project's root, this file hides the Hugging Face package of the same name."""
 
+from pathlib import Path
+
 import numpy as np
 from torch.utils.data import DataLoader
 
 from loading import augment, pixels
 from loading.batches import TrainingSet, ValidationSet
+from loading.damage import TrainingDamage, ValidationDamage
 from loading.images import Images
 from loading.keys import KeyedBatchSampler, build_plan, fit_batch_size
 from loading.loaders import TrainLoader, ValLoader, loader_settings
@@ -32,8 +35,8 @@ def open_images(cfg: Config) -> tuple[Images | None, Images]:
     }[cfg.data_set]()
 
 
-def build_train_loader(cfg: Config, images: Images, rank: Rank) -> TrainLoader:
-    """The recipe's training data, in keyed order."""
+def build_train_loader(cfg: Config, images: Images, rank: Rank, folder: Path | None = None) -> TrainLoader:
+    """The recipe's training data, in keyed order. `folder` gets the list of damaged images, where there are many."""
     plan = build_plan(len(images), repeated_aug=cfg.repeated_aug, group_size=cfg.mix_group_size, lanes=cfg.mix_lanes, data_seed=cfg.data_seed)
     num_shares = rank.world_size * cfg.grad_accum_steps
     batch_size = fit_batch_size(plan, cfg.batch_size, num_shares=num_shares, group_size=cfg.mix_group_size, is_mixing=cfg.is_mixing)
@@ -45,6 +48,7 @@ def build_train_loader(cfg: Config, images: Images, rank: Rank) -> TrainLoader:
         is_finished_here=rank.device.type == "cpu",
         reuses_memory=True,
         is_hashed=cfg.labels_mode != "off",
+        replaces_damaged=cfg.max_bad_images > 0,
     )
     settings = loader_settings(cfg, rank, len(images))
     log.info(
@@ -60,14 +64,17 @@ def build_train_loader(cfg: Config, images: Images, rank: Rank) -> TrainLoader:
     )
     if batch_size < cfg.batch_size:
         log.warning("the training set does not fill --batch-size %d: using %d", cfg.batch_size, batch_size)
-    return TrainLoader(DataLoader(dataset, batch_sampler=sampler, **settings), sampler, plan, rank.device)
+    damage = TrainingDamage(rank, folder and folder / "bad_images_train.txt", limit=cfg.max_bad_images)
+    return TrainLoader(DataLoader(dataset, batch_sampler=sampler, **settings), sampler, plan, damage)
 
 
-def build_val_loader(cfg: Config, images: Images, rank: Rank) -> ValLoader:
-    """Each validation image once, over all processes; the last batch may be smaller."""
+def build_val_loader(cfg: Config, images: Images, rank: Rank, folder: Path | None = None) -> ValLoader:
+    """Each validation image once, over all processes; the last batch may be smaller. `folder` gets the list of damaged images, where
+    there are many."""
     transform = augment.eval_transform(cfg.input_size, augment.crop_pct(cfg), cfg.loader)
     dataset = ValidationSet(images, transform, rank, is_finished_here=rank.device.type == "cpu", reuses_memory=True)
-    return ValLoader(DataLoader(dataset, batch_size=cfg.batch_size, **loader_settings(cfg, rank, len(dataset))), rank.device)
+    damage = ValidationDamage(rank, folder and folder / "bad_images_val.txt", num_images=len(images), is_skipped=cfg.skip_bad_images)
+    return ValLoader(DataLoader(dataset, batch_size=cfg.batch_size, **loader_settings(cfg, rank, len(dataset))), damage)
 
 
 NUM_TEACHER_IMAGES = 512

@@ -12,15 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from loading.keys import draw_words
+from loading.loaders import ValLoader
 from losses import count_correct
-from run import checkpoint, records
+from run import checkpoint, disk
 from run.checkpoint import TrainState
 from run.config import Config
-from run.errors import InputError
+from run.errors import DamagedImages, InputError
+from run.folder import find_checkpoint
 from run.optim import scaled_lr
+from run.signals import StopRequest
 from run.skipping import step_unless
 from run.watch import NotFinite, Watch, first_nonfinite, first_nonfinite_in, require_finite, tensors_of
-from utils import Agreement, Rank, StopRequest, all_sum, any_process, everyones, log, mean_over_processes, unwrap
+from utils import Agreement, Rank, all_sum, any_process, gather_objects, log, mean_over_processes, unwrap
 
 REPORT_EVERY_S = 10.0
 
@@ -156,7 +159,7 @@ def train_one_epoch(
     after_step: Callable[[], bool] = lambda: False,
     look: Callable[..., None] = lambda skips, **facts: None,
 ) -> dict | None:
-    """Train from `state.step` to the epoch's end; the epoch's learning rate, mean loss and rates, or None if stopped before.
+    """Train from `state.step` to the epoch's last step; its learning rate, mean loss, counts and rates, or None if stopped before.
 
     `batches` is an iterable over the micro-batches that are left. `after_step` may save, and stops the epoch by returning True; `look` is
     told of skipped steps (`Watch.look`) at each progress line."""
@@ -171,6 +174,7 @@ def train_one_epoch(
         micro_batches = [next(batches) for _ in range(parts.accum_steps)]
         meter.data_wait_s += time.perf_counter() - wait_start
         loss_sum += train_step(parts, state, micro_batches, epoch=epoch, step=step)
+        state.bad_images += sum(len(batch.replaced) for batch in micro_batches)
         state.step = meter.step = step + 1
         if step + 1 == num_steps or meter.is_due():
             num_skipped = int(state.skipped_steps)
@@ -180,10 +184,10 @@ def train_one_epoch(
         if step + 1 < num_steps and after_step():
             return None
     num_skipped = int(state.skipped_steps)
-    train_loss = _mean(all_sum(loss_sum).item(), (num_steps - num_skipped) * parts.rank.world_size)
-    trained = {"train_lr": lr, "train_loss": train_loss, "skipped_steps": num_skipped, **meter.rates()}
-    state.epoch, state.step, state.loss_sum, state.skipped_steps = epoch + 1, 0, 0.0, 0
-    return trained
+    # of a copy, for a run that ends before the epoch is evaluated saves each process's own sum
+    train_loss = _mean(all_sum(loss_sum.clone()).item(), (num_steps - num_skipped) * parts.rank.world_size)
+    bad_images = all_sum(torch.tensor(state.bad_images, device=parts.rank.device)).item()
+    return {"train_lr": lr, "train_loss": train_loss, "skipped_steps": num_skipped, "bad_images": bad_images, **meter.rates()}
 
 
 def _mean(total: float, count: int) -> float:
@@ -207,7 +211,7 @@ def where_it_begins(parts: Parts, state: TrainState, loader, *, epoch: int, step
                 net(one)
 
     found = "its images are not finite" if first_nonfinite(tensors_of(images)) is not None else first_nonfinite_in(net, forward)
-    found = [f"in process {i}, {text}" if parts.rank.world_size > 1 else text for i, text in enumerate(everyones(found, parts.rank)) if text]
+    found = [f"in process {i}, {text}" if parts.rank.world_size > 1 else text for i, text in enumerate(gather_objects(found, parts.rank)) if text]
     return found[0] if found else "run again, every module's output is finite: the loss, the gradients or weights that have changed since"
 
 
@@ -262,7 +266,7 @@ def check_teacher(net: nn.Module, loader: Iterable, parts: EvalParts, *, num_cla
         )
 
 
-def _evaluate_both(state: TrainState, loader: Iterable, parts: Parts) -> dict:
+def _evaluate_both(state: TrainState, loader: ValLoader, parts: Parts) -> dict:
     """Raw and EMA accuracy under the keys of log.txt."""
     average_buffers(unwrap(state.net), parts.rank)
     raw = evaluate(unwrap(state.net), loader, parts)
@@ -271,28 +275,47 @@ def _evaluate_both(state: TrainState, loader: Iterable, parts: Parts) -> dict:
         average_buffers(state.ema.module, parts.rank)
         ema = evaluate(state.ema.module, loader, parts)
         result |= {"test_ema_acc1": ema["acc1"], "test_ema_acc5": ema["acc5"], "test_ema_loss": ema["loss"]}
-    return result
+    return result | {"test_bad_images": loader.damage.num_skipped}
 
 
 PUBLISHED_KEYS = ("train_lr", "train_loss", "test_loss", "test_acc1", "test_acc5", "epoch", "n_parameters")
 
 
 class Saver:
-    """Writes a run's checkpoints: after every epoch, and inside epochs as often as asked for or when the run is told to stop."""
+    """Writes a run's checkpoints: before the first step, after every epoch, and inside epochs as often as asked for or when the run is
+    told to stop. The best weights are replaced by better ones alone, also where a run goes on from before they were found."""
 
     def __init__(self, cfg: Config, parts: Parts, state: TrainState, *, folder: Path, facts: dict, run: dict, stop: StopRequest, watch: Watch):
         self.cfg, self.parts, self.state = cfg, parts, state
         self.folder, self.facts, self.run, self.stop, self.watch = folder, facts, run, stop, watch
+        self.full_disk = disk.FullDisk(cfg, parts.rank)
         self.metrics = {}
+        bests = {checkpoint.BEST: "test_acc1", checkpoint.BEST_EMA: "test_ema_acc1"} if parts.rank.is_main else {}
+        self.held = {name: (key, checkpoint.held_accuracy(folder / name, key)) for name, key in bests.items()}
         self.last_save = time.perf_counter()
         self.agreement = Agreement(parts.rank)
 
+    def before_training(self) -> None:
+        """Save where there is no last checkpoint yet: so that a log is never without one, and a full disk is found out at once."""
+        is_missing = self.parts.rank.is_main and not (self.folder / checkpoint.LAST).exists()
+        if any_process([is_missing], self.parts.rank)[0]:
+            self._write([checkpoint.LAST])
+
     def _write(self, names: list[str]) -> None:
         collected = checkpoint.collect(self.cfg, self.state, facts=self.facts, run=self.run, metrics=self.metrics, rank=self.parts.rank)
-        require_finite(collected, epoch=self.state.epoch, step=self.state.step)
-        if self.parts.rank.is_main:
-            checkpoint.save(collected, self.folder, names)
+        require_finite(collected, self.parts.rank, epoch=self.state.epoch, step=self.state.step)
+        self.full_disk.write(lambda: checkpoint.save(collected, self.folder, names) if self.parts.rank.is_main else None)
         self.last_save = time.perf_counter()
+
+    @contextlib.contextmanager
+    def saving_if_damaged(self):
+        """Save what was done of an epoch when damaged images end the run inside the block."""
+        try:
+            yield
+        except DamagedImages:
+            self.parts.teacher.end_epoch(self.state.epoch)
+            self._write([checkpoint.LAST])
+            raise
 
     def after_step(self) -> bool:
         """Save if it is time to, or if any process was asked to stop; whether to stop. NotFinite where any may not go on."""
@@ -301,24 +324,32 @@ class Saver:
         must_stop, is_due, is_tripped = self.agreement.any_process([self.stop.is_made, is_late, self.watch.is_tripped])
         if is_tripped:
             raise self.watch.trouble(self.state.guard.read(), self.state.epoch)
-        if must_stop or is_due or (self.cfg.checkpoint_steps and self.state.step % self.cfg.checkpoint_steps == 0):
+        is_due = is_due or (self.cfg.checkpoint_steps is not None and self.state.step % self.cfg.checkpoint_steps == 0)
+        # Not among skipped steps, for going back from there should undo them.
+        if must_stop or (is_due and self.state.guard.read().in_a_row == 0):
             self._write([checkpoint.LAST])
         return must_stop
 
-    def after_epoch(self, record: dict, *, is_best: bool, is_best_ema: bool) -> bool:
+    def write_record(self, run_records, record: dict) -> None:
+        """Append an epoch's numbers to the run's log."""
+        self.full_disk.write(lambda: run_records.write(record))
+
+    def after_epoch(self, record: dict) -> bool:
         """Save; whether any process was asked to stop."""
         self.metrics = record
+        better = {name: (key, record[key]) for name, (key, accuracy) in self.held.items() if record.get(key, -1.0) > accuracy}
         names = [checkpoint.LAST, *([f"checkpoint_{record['epoch']}.pth"] if (record["epoch"] + 1) % self.cfg.save_freq == 0 else [])]
-        self._write(names + [checkpoint.BEST] * is_best + [checkpoint.BEST_EMA] * is_best_ema)
+        self._write([*names, *better])
+        self.held |= better
         if self.parts.rank.is_main:
             checkpoint.prune(self.folder, record["epoch"])
         return any_process([self.stop.is_made], self.parts.rank)[0]
 
     def go_back(self) -> str | None:
         """Continue from the newest sound checkpoint in the run's folder, and return its path; None where there is none."""
-        source = records.find_checkpoint(dataclasses.replace(self.cfg, resume="auto", eval=False), self.folder)
+        source = find_checkpoint(dataclasses.replace(self.cfg, resume="auto", eval=False), self.folder, self.parts.rank)
         if source is not None:
-            self.state.loss_sum, self.state.skipped_steps = 0.0, 0
+            self.state.loss_sum, self.state.skipped_steps, self.state.bad_images = 0.0, 0, 0
             checkpoint.resume(self.cfg, self.state, source, run=self.run, rank=self.parts.rank)
             self.state.guard.forget()
             self.watch.start()
@@ -326,10 +357,11 @@ class Saver:
         return source
 
 
-def fit(cfg: Config, parts: Parts, state: TrainState, loader, val_loader: Iterable, *, run_records, saver: Saver) -> bool:
+def fit(cfg: Config, parts: Parts, state: TrainState, loader, val_loader: ValLoader, *, run_records, saver: Saver) -> bool:
     """Train from `state` to the recipe's last epoch; after each one evaluate, write a record, save. False if told to stop before.
 
     InputError where too much is not finite to go on, see --on-nonfinite."""
+    saver.before_training()
     while state.epoch < cfg.epochs:
         epoch = state.epoch
         try:
@@ -337,7 +369,7 @@ def fit(cfg: Config, parts: Parts, state: TrainState, loader, val_loader: Iterab
         except NotFinite as trouble:
             parts.teacher.end_epoch(epoch)
             _go_back(trouble, parts, state, loader, saver=saver)
-            run_records.rewind(state.epoch)
+            saver.full_disk.write(lambda: run_records.rewind(state.epoch))
             continue
         if must_stop and state.epoch < cfg.epochs:
             log.warning("told to stop: saved after %sepoch %d; continue with --resume auto", f"step {state.step} of " if state.step else "", epoch)
@@ -347,7 +379,7 @@ def fit(cfg: Config, parts: Parts, state: TrainState, loader, val_loader: Iterab
     return True
 
 
-def _fit_epoch(cfg: Config, parts: Parts, state: TrainState, loader, val_loader: Iterable, *, run_records, saver: Saver) -> bool:
+def _fit_epoch(cfg: Config, parts: Parts, state: TrainState, loader, val_loader: ValLoader, *, run_records, saver: Saver) -> bool:
     """Train what is left of an epoch, evaluate, write its record, save; whether the run was told to stop, and where `state` has it then."""
     epoch = state.epoch
     trained = train_one_epoch(
@@ -367,11 +399,12 @@ def _fit_epoch(cfg: Config, parts: Parts, state: TrainState, loader, val_loader:
     eval_start = time.perf_counter()
     tested = _evaluate_both(state, val_loader, parts)
     saver.watch.end_epoch(parts.rank, epoch=epoch, num_steps=loader.num_steps, test_loss=tested["test_loss"])
+    state.end_epoch()
     state.scheduler.step(epoch, tested["test_acc1"])
-    is_best, is_best_ema = _keep_best(state, tested)
+    _keep_best(state, tested)
     record = _record(state, epoch, trained, tested, eval_s=time.perf_counter() - eval_start)
-    run_records.write(record)
-    must_stop = saver.after_epoch(record, is_best=is_best, is_best_ema=is_best_ema)
+    saver.write_record(run_records, record)
+    must_stop = saver.after_epoch(record)
     _log_epoch(record)
     return must_stop
 
@@ -405,13 +438,10 @@ def _log_epoch(record: dict) -> None:
     )
 
 
-def _keep_best(state: TrainState, tested: dict) -> tuple[bool, bool]:
-    """Whether this epoch's raw and EMA weights are the best so far; remembers their accuracies."""
-    is_best = tested["test_acc1"] > state.best_acc1
-    is_best_ema = "test_ema_acc1" in tested and tested["test_ema_acc1"] > state.best_ema_acc1
-    state.best_acc1 = tested["test_acc1"] if is_best else state.best_acc1
-    state.best_ema_acc1 = tested["test_ema_acc1"] if is_best_ema else state.best_ema_acc1
-    return is_best, is_best_ema
+def _keep_best(state: TrainState, tested: dict) -> None:
+    """Remember this epoch's raw and EMA accuracies where they are the best so far."""
+    state.best_acc1 = max(state.best_acc1, tested["test_acc1"])
+    state.best_ema_acc1 = max(state.best_ema_acc1, tested.get("test_ema_acc1", -1.0))
 
 
 def announce(cfg: Config, state: TrainState, loader, rank: Rank) -> None:
@@ -443,13 +473,18 @@ def announce(cfg: Config, state: TrainState, loader, rank: Rank) -> None:
         )
 
 
-def report(net: nn.Module, loader: Iterable, parts: EvalParts, *, classes: list[str], report: str | None) -> None:
+def report(net: nn.Module, loader: ValLoader, parts: EvalParts, *, classes: list[str], report: str | None) -> None:
     """Evaluate and print the line that ends `--eval`; write per-class accuracy and confusions to the CSV file `report`."""
     confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64, device=parts.rank.device) if report else None
     result = evaluate(net, loader, parts, confusion)
     if report and parts.rank.is_main:
         write_confusion(Path(report), confusion.cpu(), classes)
-    log.info("Accuracy of the network on the %d test images: acc1 %.3f acc5 %.3f loss %.4f", *(result[key] for key in ("num_images", "acc1", "acc5", "loss")))
+    num_skipped = loader.damage.num_skipped
+    log.info(
+        "Accuracy of the network on the %d test images: acc1 %.3f acc5 %.3f loss %.4f%s",
+        *(result[key] for key in ("num_images", "acc1", "acc5", "loss")),
+        f"  damaged images left out: {num_skipped}" if num_skipped else "",
+    )
 
 
 def write_confusion(path: Path, confusion: Tensor, classes: list[str]) -> None:

@@ -10,20 +10,20 @@ import sys
 import engine
 import utils
 from deployment.accuracy import prepare
-from run import config
+from run import config, process
 from run.command import run_process
 from run.errors import InputError
 
 
 def main(argv: list[str]) -> int:
     cfg, notes = config.parse(["--eval", *argv])
-    rank = utils.start_process(cfg.device, cfg.seed)
+    rank = process.start_process(cfg.device, cfg.seed)
     for note in notes:
         utils.log.info(note)
     if not cfg.resume:
         raise InputError("fuse_eval.py evaluates a file: add --resume FILE")
     engine.report(**prepare(cfg, rank), report=cfg.report)
-    utils.stop_process()
+    process.stop_process()
     return 0
 
 

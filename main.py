@@ -3,28 +3,30 @@
 A table of contents: each line builds one part and hands it on. What needs torch is imported once the settings are read, so that
 `--help` and misspelt flags answer at once."""
 
+import contextlib
 import sys
 
 from run import config
 from run.command import STOPPED, run_process
 
 
-def train(cfg: config.Config, rank) -> int:
-    """Train: from scratch, from given weights, or on from a checkpoint. The exit code."""
+def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
+    """Train: from scratch, from given weights, or on from a checkpoint. The exit code; `held` is to be closed when the run ends."""
     import datasets
     import engine
     import losses
     import utils
     from distillation import labelling
     from loading import augment
-    from run import checkpoint, clipping, network, optim, records, watch
+    from run import checkpoint, clipping, hardware, network, optim, records, signals, watch
+    from run.folder import claim_folder, find_checkpoint
 
-    amp_dtype = utils.pick_amp(cfg.amp, rank.device)
-    memory_format = utils.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
-    stop = utils.StopRequest()
+    amp_dtype = hardware.pick_amp(cfg.amp, rank.device)
+    memory_format = hardware.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
+    stop = signals.StopRequest()
     train_images, val_images = datasets.open_images(cfg)
-    folder = records.claim_folder(cfg, rank)
-    loader, val_loader = datasets.build_train_loader(cfg, train_images, rank), datasets.build_val_loader(cfg, val_images, rank)
+    folder = claim_folder(cfg, rank, held)
+    loader, val_loader = datasets.build_train_loader(cfg, train_images, rank, folder), datasets.build_val_loader(cfg, val_images, rank, folder)
     num_classes = len(train_images.classes)
     with utils.main_first(rank):
         net = network.build(cfg, num_classes, distillation=cfg.distillation != "none")
@@ -37,11 +39,11 @@ def train(cfg: config.Config, rank) -> int:
         net=utils.wrap_distributed(net, rank, accum_steps=cfg.grad_accum_steps),
         optimizer=optimizer,
         scheduler=optim.build_scheduler(cfg, optimizer),
-        scaler=utils.build_scaler(cfg.amp, rank.device),
+        scaler=hardware.build_scaler(cfg.amp, rank.device),
         epoch=cfg.start_epoch,
     )
     run = {"global_batch": loader.global_batch, "num_images": len(train_images), "class_names": train_images.classes}
-    if source := records.find_checkpoint(cfg, folder):
+    if source := find_checkpoint(cfg, folder, rank):
         checkpoint.resume(cfg, state, source, run=run, rank=rank)
     parts = engine.Parts(
         criterion=losses.build_criterion(cfg),
@@ -62,7 +64,8 @@ def train(cfg: config.Config, rank) -> int:
     run_records = records.open_records(cfg, folder, state.epoch, rank)
     facts = datasets.facts(cfg, val_images.classes)
     saver = engine.Saver(cfg, parts, state, folder=folder, facts=facts, run=run, stop=stop, watch=watch.Watch(cfg, amp_dtype))
-    is_done = engine.fit(cfg, parts, state, loader, val_loader, run_records=run_records, saver=saver)
+    with saver.saving_if_damaged():
+        is_done = engine.fit(cfg, parts, state, loader, val_loader, run_records=run_records, saver=saver)
     return 0 if is_done else STOPPED
 
 
@@ -71,12 +74,14 @@ def evaluate(cfg: config.Config, rank) -> int:
     import datasets
     import engine
     import utils
-    from run import checkpoint, network, records
+    from run import checkpoint, hardware, network
+    from run.folder import choose_folder, find_checkpoint
 
-    amp_dtype = utils.pick_amp(cfg.amp, rank.device)
-    memory_format = utils.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
+    amp_dtype = hardware.pick_amp(cfg.amp, rank.device)
+    memory_format = hardware.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
     _, images = datasets.open_images(cfg)
-    source = records.find_checkpoint(cfg, records.choose_folder(cfg))
+    folder = choose_folder(cfg)
+    source = find_checkpoint(cfg, folder, rank)
     saved = checkpoint.read_for_evaluation(cfg, source, datasets.facts(cfg, images.classes)) if source else None
     has_dist_head = any("dist" in name for name in saved) if saved else cfg.distillation != "none"
     net = network.build(cfg, len(images.classes), distillation=has_dist_head)
@@ -84,19 +89,21 @@ def evaluate(cfg: config.Config, rank) -> int:
         checkpoint.load_weights(net, saved, where=source)
     utils.replace_batchnorm(net.eval()).to(rank.device, memory_format=memory_format)
     parts = engine.EvalParts(amp_dtype=amp_dtype, memory_format=memory_format, rank=rank)
-    engine.report(net, datasets.build_val_loader(cfg, images, rank), parts, classes=images.classes, report=cfg.report)
+    engine.report(net, datasets.build_val_loader(cfg, images, rank, folder if folder.is_dir() else None), parts, classes=images.classes, report=cfg.report)
     return 0
 
 
 def main(argv: list[str]) -> int:
     cfg, notes = config.parse(argv)
     import utils
+    from run import process
 
-    rank = utils.start_process(cfg.device, cfg.seed)
+    rank = process.start_process(cfg.device, cfg.seed)
     for note in notes:
         utils.log.info(note)
-    exit_code = evaluate(cfg, rank) if cfg.eval else train(cfg, rank)
-    utils.stop_process()
+    with contextlib.ExitStack() as held:
+        exit_code = evaluate(cfg, rank) if cfg.eval else train(cfg, rank, held)
+    process.stop_process()
     return exit_code
 
 

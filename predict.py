@@ -14,7 +14,7 @@ from pathlib import Path
 
 from deployment.prediction import COLUMNS, find_images, predict_files, say, writing
 from run.command import positive_int, run_command, spellings
-from utils import open_device
+from run.hardware import open_device
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

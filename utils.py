@@ -1,15 +1,11 @@
 """The process a run lives in: rank and device, seeds, the logger, sums over processes. Also `replace_batchnorm`, for published callers."""
 
 import contextlib
-import ctypes
 import functools
 import inspect
 import logging
-import os
 import random
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,8 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-
-from run.errors import InputError
 
 log = logging.getLogger("understudy")
 
@@ -41,50 +35,6 @@ class Rank:
         return self.index == 0
 
 
-def pick_device(name: str, local_index: int = 0) -> torch.device:
-    """The device `name` (`auto`, `cpu`, `cuda`, `cuda:1`) means here; InputError where there is no such device."""
-    has_gpu = torch.cuda.is_available()
-    if name == "auto":
-        name = "cuda" if has_gpu else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"--device {name} is no device: use cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not has_gpu:
-        raise InputError(f"--device {name}: torch sees no GPU here; use --device cpu, or check the driver with nvidia-smi")
-    return torch.device("cuda", local_index) if name == "cuda" else device
-
-
-def open_device(name: str) -> torch.device:
-    """The device of that name, made the current one, for that is where compiled kernels run."""
-    device = pick_device(name)
-    if device.type != "cpu" and device.index is not None:
-        torch.accelerator.set_device_index(device)
-    return device
-
-
-def pick_amp(name: str, device: torch.device) -> torch.dtype | None:
-    """Autocast type that `--amp` means on `device`; None for full precision."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "none": None}[name]
-
-
-def pick_memory_format(name: str, device: torch.device, amp_dtype: torch.dtype | None) -> torch.memory_format:
-    """Layout of activations that `--memory-format` means.
-
-    `auto` is channels-last, the faster, but for bfloat16 on a CPU: there oneDNN's channels-last weight gradient of a strided
-    depthwise convolution reads uninitialised memory where the feature map is smaller than the kernel (torch 2.15)."""
-    if name == "auto":
-        name = "nchw" if device.type == "cpu" and amp_dtype is torch.bfloat16 else "channels_last"
-    return {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}[name]
-
-
-def build_scaler(amp: str, device: torch.device) -> torch.amp.GradScaler:
-    """Loss scaler for `--amp`: neutral but for float16."""
-    return torch.amp.GradScaler(device.type, enabled=pick_amp(amp, device) is torch.float16)
-
-
 def wrap_distributed(net: nn.Module, rank: Rank, *, accum_steps: int) -> nn.Module:
     """`net`, or with several processes what averages its gradients over them. BatchNorm's buffers stay each process's own.
 
@@ -97,62 +47,11 @@ def wrap_distributed(net: nn.Module, rank: Rank, *, accum_steps: int) -> nn.Modu
     return distributed(net, **{name: False}, gradient_as_bucket_view=True, static_graph=accum_steps == 1)
 
 
-def start_process(device: str, seed: int) -> Rank:
-    """Join the launcher's other processes, choose the device, seed, start logging. Called once, by main.
-
-    The launcher (torchrun) speaks through the environment; without one there is a single process."""
-    env = os.environ
-    world_size, index = int(env.get("WORLD_SIZE", 1)), int(env.get("RANK", 0))
-    local_index = int(env.get("LOCAL_RANK", 0))
-    chosen = pick_device(device, local_index)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-    control = None
-    if world_size > 1:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-        control = dist.new_group(backend="gloo")
-    rank = Rank(index, world_size, local_index, int(env.get("LOCAL_WORLD_SIZE", 1)), chosen, control)
-    prepare_memory(chosen)
-    seed_all(seed)
-    start_logging(rank)
-    return rank
-
-
-KEEP_ALL = {-4: 0, -1: -1}  # glibc's M_MMAP_MAX and M_TRIM_THRESHOLD: nothing is mapped apart, nothing is given back
-
-
-def prepare_memory(device: torch.device) -> None:
-    """On a CPU, have glibc keep the memory that a training step frees, for the next one takes as much again.
-
-    Given back, each page of it is fetched from the system and cleared anew: up to a tenth of a step's time."""
-    if device.type == "cpu" and sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-        for option, value in KEEP_ALL.items() if mallopt else ():
-            mallopt(option, value)
-
-
-def stop_process() -> None:
-    """Leave the other processes, once all are done: the launcher ends those that are left when one has ended."""
-    barrier()
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 def seed_all(seed: int) -> None:
     """Seed Python's, numpy's and torch's generators: the same on every process, so that all build the same network."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def start_logging(rank: Rank) -> None:
-    """Send the first process's `log` to the console, and other processes' errors, tagged with their rank."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s" if rank.is_main else f"[rank {rank.index}] %(message)s"))
-    log.handlers[:] = [handler]
-    log.propagate = False
-    log.setLevel(logging.INFO if rank.is_main else logging.ERROR)
-    logging.getLogger("timm.scheduler").setLevel(logging.ERROR)  # a one-epoch run needs no telling that its rate stays
 
 
 def all_sum(values: Tensor) -> Tensor:
@@ -176,7 +75,7 @@ def gather(values: Tensor, rank: Rank) -> Tensor:
     return torch.stack(parts)
 
 
-def everyones(value, rank: Rank) -> list:
+def gather_objects(value, rank: Rank) -> list:
     """The `value` of every process, on each; for plain data, as small as a message."""
     values = [value] * rank.world_size
     if rank.world_size > 1:
@@ -223,18 +122,12 @@ class Agreement:
         return [bool(value) for value in found]
 
 
-class StopRequest:
-    """Remembers that SIGTERM or SIGUSR1 asked this process to save and stop; a cluster sends them before it takes the machine away."""
-
-    is_made = False  # of the class: a process has one
-
-    def __init__(self):
-        StopRequest.is_made = False
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._remember)
-
-    def _remember(self, number: int, frame) -> None:
-        StopRequest.is_made = True
+def from_main(find: Callable[[], str | None], rank: Rank) -> str | None:
+    """What `find` returns on the first process, on all of them; the others wait, and do not call it."""
+    found = [find() if rank.is_main else None]
+    if rank.world_size > 1:
+        dist.broadcast_object_list(found, group=rank.control)
+    return found[0]
 
 
 def barrier() -> None:

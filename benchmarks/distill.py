@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from run import hardware
+
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
@@ -84,8 +86,8 @@ def build_teachers(cfg: config.Config, plan: Plan, batch: Batch, *, rank: utils.
 
 def build_side(cfg: config.Config, plan: Plan, rank: utils.Rank, *, answers) -> Side:
     """Student, optimiser and the rest, as main.py would build them."""
-    amp_dtype = utils.pick_amp(cfg.amp, rank.device)
-    memory_format = utils.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
+    amp_dtype = hardware.pick_amp(cfg.amp, rank.device)
+    memory_format = hardware.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
     torch.manual_seed(0)
     net = network.build(cfg, NUM_CLASSES, distillation=cfg.distillation != "none").to(rank.device, memory_format=memory_format)
     optimizer = optim.build_optimizer(cfg, net, cfg.batch_size)
@@ -94,7 +96,7 @@ def build_side(cfg: config.Config, plan: Plan, rank: utils.Rank, *, answers) -> 
         ema=optim.build_ema(cfg, net),
         optimizer=optimizer,
         scheduler=optim.build_scheduler(cfg, optimizer),
-        scaler=utils.build_scaler(cfg.amp, rank.device),
+        scaler=hardware.build_scaler(cfg.amp, rank.device),
     )
     engine.set_train_mode(net, freezes_batchnorm=False)
     parts = engine.Parts(
@@ -165,7 +167,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    rank = utils.Rank(0, 1, 0, 1, utils.pick_device(args.device))
+    rank = utils.Rank(0, 1, 0, 1, hardware.pick_device(args.device))
     is_cpu = rank.device.type == "cpu"
     args.batch_size, args.steps = args.batch_size or (32 if is_cpu else 256), args.steps or (1 if is_cpu else 10)
     print(f"batch {args.batch_size} at {args.input_size} pixels from {args.teacher_model}, {args.rounds} rounds of {args.steps} steps, on {rank.device}")

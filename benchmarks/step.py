@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from run import hardware, process
+
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
@@ -70,7 +72,7 @@ class Side:
 
 
 def build_task(name: str, args: argparse.Namespace) -> Task:
-    rank = utils.Rank(0, 1, 0, 1, utils.open_device(args.device))
+    rank = utils.Rank(0, 1, 0, 1, hardware.open_device(args.device))
     plan = build_plan(args.batch_size, repeated_aug=False, group_size=args.batch_size, lanes=1, data_seed=0)
     flags = ["--data-set=DIGITS", f"--model={name}", f"--batch-size={args.batch_size}", f"--mix-group-size={args.batch_size}", f"--amp={args.amp}"]
     flags += [f"--input-size={args.input_size}", f"--teacher-model={args.teacher_model}", f"--device={args.device}"]
@@ -80,7 +82,7 @@ def build_task(name: str, args: argparse.Namespace) -> Task:
 
 def build_ours(task: Task, args: argparse.Namespace, folder: str) -> Side:
     """The engine's step, in a process that was set up for it."""
-    utils.prepare_memory(task.rank.device)
+    process.prepare_memory(task.rank.device)
     answers = {"none": no_teacher}
     if args.teacher != "none":
         answers = distill.build_teachers(task.cfg, task.plan, task.batch, rank=task.rank, folder=folder)
@@ -245,9 +247,9 @@ def compare(name: str, args: argparse.Namespace) -> dict[str, Figures]:
             ms, share = connections[side].recv()
             figures[side].step_ms.append(ms)
             figures[side].rest_shares.append(share)
-    for connection, process in zip(connections.values(), processes, strict=True):
+    for connection, child in zip(connections.values(), processes, strict=True):
         connection.send(0)
-        process.join()
+        child.join()
     return figures
 
 
@@ -291,7 +293,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="[%(default)s]")
     parser.add_argument("--amp", default="auto", choices=("auto", "bf16", "fp16", "none"), help="our precision; published: fp16 on a GPU [%(default)s]")
     args = parser.parse_args(argv)
-    device = utils.pick_device(args.device)
+    device = hardware.pick_device(args.device)
     is_cpu = device.type == "cpu"
     args.batch_size, args.steps = args.batch_size or (32 if is_cpu else 256), args.steps or (1 if is_cpu else 10)
     print(f"batch {args.batch_size} at {args.input_size} pixels, teacher: {args.teacher}, {args.rounds} rounds of {args.steps} steps, on {device}")

@@ -11,7 +11,7 @@ import engine
 import utils
 from deployment import weights
 from deployment.weights import Trained
-from run import checkpoint, config
+from run import checkpoint, config, hardware, process
 from run.config import Config
 from run.errors import InputError, first_line
 
@@ -45,8 +45,8 @@ def prepare(cfg: Config, rank: utils.Rank) -> dict:
         if name in ("class_names", "input_size", "crop_pct") and there.get(name) not in (None, here):
             utils.log.warning("%s was made with other %s than this evaluation", cfg.resume, name)
     _require_fit(net.eval(), cfg, len(images.classes))
-    amp_dtype = utils.pick_amp(cfg.amp, rank.device)
-    memory_format = utils.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
+    amp_dtype = hardware.pick_amp(cfg.amp, rank.device)
+    memory_format = hardware.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
     parts = engine.EvalParts(amp_dtype=amp_dtype, memory_format=memory_format, rank=rank)
     net.to(rank.device, memory_format=memory_format)
     return {"net": net, "loader": datasets.build_val_loader(cfg, images, rank), "parts": parts, "classes": images.classes}
@@ -57,5 +57,5 @@ def measure(args: argparse.Namespace, trained: Trained, source: str, *, use_ema:
     data = [f"--data-set={args.data_set}", *([f"--data-path={args.data_path}"] if args.data_path else []), *(["--use-ema"] if use_ema else [])]
     size = [f"--input-size={trained.input_size}", f"--crop-pct={trained.crop_pct}", f"--batch-size={args.batch_size}"]
     cfg, _ = config.parse(["--eval", f"--model={trained.name}", f"--resume={source}", f"--device={args.device}", "--amp=none", *size, *data])
-    parts = prepare(cfg, utils.start_process(cfg.device, cfg.seed))
+    parts = prepare(cfg, process.start_process(cfg.device, cfg.seed))
     return {**engine.evaluate(parts["net"], parts["loader"], parts["parts"]), "data_set": args.data_set, "data_path": args.data_path}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from deployment import coreml
 from deployment.verify import Format, Opened, summary, verify
 from deployment.weights import FACTS_NAME, Trained, facts, fused, load_torchscript, load_trained
+from run import integrity
 from run.checkpoint import is_torchscript
 from run.errors import InputError, first_line
 
@@ -66,6 +67,7 @@ def _write_pth(is_fused: bool):
     def write(trained: Trained, path: Path, dtype: torch.dtype) -> dict:
         buffer = io.BytesIO()
         torch.save({"model": state_entry(trained, is_fused=is_fused), **facts(trained)}, buffer)
+        integrity.seal(buffer)
         path.write_bytes(buffer.getvalue())
         return {"fused": is_fused}
 
@@ -93,6 +95,7 @@ def _open_state(path: Path, trained: Trained) -> Opened:
 def _save_script(net: torch.jit.ScriptModule, path: Path, trained: Trained) -> None:
     buffer = io.BytesIO()
     torch.jit.save(net, buffer, _extra_files={FACTS_NAME: json.dumps({"model_name": trained.name, **facts(trained)})})
+    integrity.seal(buffer)
     path.write_bytes(buffer.getvalue())
 
 
@@ -132,6 +135,7 @@ def write_program(trained: Trained, path: Path, dtype: torch.dtype) -> dict:
     program = torch.export.export(prepared(trained, dtype), (example(trained),), dynamic_shapes=_batch_varies())
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={FACTS_NAME: json.dumps({"model_name": trained.name, **facts(trained)})})
+    integrity.seal(buffer)
     path.write_bytes(buffer.getvalue())
     return {}
 
@@ -139,6 +143,7 @@ def write_program(trained: Trained, path: Path, dtype: torch.dtype) -> dict:
 def _open_program(path: Path, trained: Trained) -> Opened:
     if not zipfile.is_zipfile(path):  # or torch would also log a traceback
         raise InputError("it is no torch.export file: write it again")
+    integrity.require_intact(path)
     try:
         program = torch.export.load(path)
     except Exception as error:  # zip, pickle and schema errors, all of which mean: damaged

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import utils
 from loading import augment
-from run import checkpoint, network
+from run import checkpoint, integrity, network
 from run.config import Config
 from run.errors import InputError
 
@@ -50,6 +50,7 @@ class Trained:
 
 def load_torchscript(path: Path) -> tuple[torch.jit.ScriptModule, dict]:
     """The program in a TorchScript file, on the CPU, and the facts stored in it. InputError where it is damaged."""
+    integrity.require_intact(path)
     extra = {FACTS_NAME: ""}
     try:
         with warnings.catch_warnings():

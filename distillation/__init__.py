@@ -1,6 +1,9 @@
 """What a teacher says of the student's images: mixed images in, labels out.
 
-teacher.py    the network, its weights and its folding
-labelling.py  stored labels in a run: fingerprint, checks, modes
-store.py      the files they are stored in
+teacher.py      the network, its weights and its folding
+labelling.py    stored labels in a run: checks and modes
+fingerprint.py  what labels are made for, by field
+store.py        the files they are stored in
+generate.py     labels made without a student
+inspection.py   what a folder of labels holds
 """

@@ -117,24 +117,27 @@ def versions() -> dict[str, str | None]:
 
 def draw_canaries(cfg: Config, dataset: TrainingSet, count: int) -> list[dict]:
     """What fixed keys of epoch 0 draw: pixels (hash of the view), erased (boxes with the mean and the root mean square of their
-    fill), mixing (share, is_cutmix and box of the group's draw)."""
+    fill), mixing (share, is_cutmix and box of the group's draw). Pixels and erased are None where the image is damaged."""
     plan, mixer = dataset.plan, augment.build_mixer(cfg, num_classes=2) if cfg.is_mixing else None
     positions = [draw_words("canary", i)[0] % plan.num_positions for i in range(min(count, plan.num_positions))]
     drawn = []
     for key in plan.keys(0, np.array(positions, dtype=np.int64), plan.permutation(0).numpy()):
-        view, erased, _ = dataset.draw(key)
-        boxes = [[*box, fill.mean().item(), fill.square().mean().sqrt().item()] for box, fill in erased]
+        view = dataset.draw(key)
+        pixel_hash = None if view.damaged else pixels.pixel_hash(view.pixels)
+        erased = None if view.damaged else [[*box, fill.mean().item(), fill.square().mean().sqrt().item()] for box, fill in view.erased]
         group, member = (int(number) for number in plan.groups_and_members(np.array(key.position)))
         mixing = []
         if mixer is not None:
-            draw = mixer.draw(plan.group_generator(0, group), plan.group_size, *view.shape[:2])
+            draw = mixer.draw(plan.group_generator(0, group), plan.group_size, *view.pixels.shape[:2])
             mixing = [float(draw.lam[member]), int(draw.is_cutmix[member]), *draw.boxes[member].tolist()]
-        drawn.append({"position": key.position, "pixels": pixels.pixel_hash(view), "erased": boxes, "mixing": mixing})
+        drawn.append({"position": key.position, "pixels": pixel_hash, "erased": erased, "mixing": mixing})
     return drawn
 
 
 def _is_close(a, b) -> bool:
-    """Equal, but for fractions: noise that is drawn with other vector instructions differs in its last digits."""
+    """Equal, but for fractions: noise that is drawn with other vector instructions differs in its last digits. None tells nothing."""
+    if a is None or b is None:
+        return True
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(_is_close, a, b))
     if isinstance(a, float) and isinstance(b, float):

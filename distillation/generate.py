@@ -13,10 +13,11 @@ import engine
 import utils
 from distillation import labelling
 from loading import augment
+from loading.damage import TrainingDamage
 from loading.images import Images
 from loading.keys import Key, KeyedBatchSampler, Plan
 from loading.loaders import TrainLoader
-from run import config
+from run import config, signals
 from run.command import STOPPED
 
 REPORT_EVERY_S = 10.0
@@ -44,7 +45,9 @@ def build_loader(cfg: config.Config, images: Images, rank: utils.Rank) -> TrainL
     sampler = GroupSampler(whole.plan)
     names = ("num_workers", "persistent_workers", "worker_init_fn", "collate_fn", "multiprocessing_context", "pin_memory")
     settings = {name: getattr(whole.loader, name) for name in names}
-    return dataclasses.replace(whole, loader=DataLoader(whole.loader.dataset, batch_sampler=sampler, **settings), sampler=sampler)
+    loader = DataLoader(whole.loader.dataset, batch_sampler=sampler, **settings)
+    damage = TrainingDamage(rank, None, limit=cfg.max_bad_images)
+    return dataclasses.replace(whole, loader=loader, sampler=sampler, damage=damage, is_in_step=False)
 
 
 class Progress:
@@ -72,7 +75,7 @@ def missing_groups(store, groups: np.ndarray, epoch: int) -> np.ndarray:
     return np.unique(groups if page is None else groups[~page.is_filled])
 
 
-def make_epoch(labels: labelling.StoredLabels, loader: TrainLoader, epoch: int, *, mix, stop: utils.StopRequest, progress: Progress) -> None:
+def make_epoch(labels: labelling.StoredLabels, loader: TrainLoader, epoch: int, *, mix, stop: signals.StopRequest, progress: Progress) -> None:
     """Have the teacher label what `epoch` lacks, and store it; if told to stop, what there is by then."""
     rank = labels.rank
     missing = labelling.from_main(lambda: missing_groups(labels.store, labels.groups, epoch), rank)
@@ -88,6 +91,7 @@ def make_epoch(labels: labelling.StoredLabels, loader: TrainLoader, epoch: int, 
         if stop.is_made:
             break
     labels.end_epoch(epoch)
+    loader.damage.report()
 
 
 def count_missing(store, epochs: range) -> int:
@@ -98,7 +102,7 @@ def count_missing(store, epochs: range) -> int:
 
 def make(cfg: config.Config, epochs: range, rank: utils.Rank) -> int:
     """Have the teacher label what the epochs lack. The exit code."""
-    stop = utils.StopRequest()
+    stop = signals.StopRequest()
     train_images, val_images = datasets.open_images(cfg)
     num_classes = len(train_images.classes)
     loader = build_loader(dataclasses.replace(cfg, batch_size=cfg.mix_group_size, grad_accum_steps=1), train_images, rank)

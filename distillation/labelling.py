@@ -6,7 +6,7 @@ fingerprint, and while reading by each mix group's pixels and labels."""
 
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -242,8 +242,11 @@ class StoredLabels:
         if epoch != self.epoch:
             self.start_epoch(epoch)
         codes = self.codes[batch.positions]
-        is_stored = codes[:, 0] != -1
         parts = self.plan.group_parts(batch.positions.numpy())
+        shows_other = self._shows_other(batch, parts)
+        codes[shows_other] = -1
+        self.num_left_out += int(shows_other.sum())
+        is_stored = codes[:, 0] != -1
         own, partner = self._classes(batch, parts)
         if self.num_stored:
             self._check_groups(batch, parts, labels=codes[:, 0], is_stored=is_stored, own=own, partner=partner)
@@ -252,12 +255,13 @@ class StoredLabels:
             rows = slice(start, stop)
             is_missing = not is_stored[rows].all()
             if is_missing or self._is_verified(group):
-                logits = self._logits(images[rows], epoch, group)
+                logits = self._logits(images[rows], epoch, group, damaged=batch.damaged if shows_other[rows].any() else ())
                 if self._is_verified(group):
                     self._verify(logits, answers[rows], is_stored[rows], group=group)
                 if is_missing:
                     self._fill(answers[rows], self.answer.encode(logits), is_stored[rows])
-                    self._keep(answers[rows], batch.positions[rows], hashes=batch.pixel_hashes[rows], own=own[rows], partner=partner[rows])
+                    kept = start + np.flatnonzero(~shows_other[rows]) if shows_other[rows].any() else rows
+                    self._keep(answers[kept], batch.positions[kept], hashes=batch.pixel_hashes[kept], own=own[kept], partner=partner[kept])
         return self.answer.decode(answers)
 
     def start_epoch(self, epoch: int) -> None:
@@ -269,7 +273,7 @@ class StoredLabels:
         self.expected = np.stack([num_stored, page.checks["num_agree"].astype(np.int64), page.checks["pixels"].view(np.int64)], axis=1)
         self.seen = np.zeros_like(self.expected)
         self.num_stored = int(num_stored.sum())
-        self.num_verified = self.num_near_ties = 0
+        self.num_verified = self.num_near_ties = self.num_left_out = 0
         self.verify_seed = from_main(lambda: secrets.randbits(62), self.rank)  # other groups in every run
         self.has_fresh = False
 
@@ -290,9 +294,18 @@ class StoredLabels:
     def _classes(self, batch: Batch, parts: list) -> tuple[np.ndarray, np.ndarray]:
         """(B,) class of each image, and of the image it is mixed with."""
         own = batch.targets.cpu().numpy()
-        if not self.is_mixing:
-            return own, own
-        return own, np.concatenate([own[start:stop][::-1] for _, start, stop in parts])
+        return own, self._of_partners(own, parts)
+
+    def _of_partners(self, values: np.ndarray, parts: list) -> np.ndarray:
+        """(B,) the value of the image that each is mixed with."""
+        return np.concatenate([values[start:stop][::-1] for _, start, stop in parts]) if self.is_mixing else values
+
+    def _shows_other(self, batch: Batch, parts: list) -> np.ndarray:
+        """(B,) whether an image, or its partner, stands in for a damaged one: labels of such are neither read nor stored, for the store's
+        are those of the images that it lists."""
+        is_replaced = np.zeros(len(batch.targets), dtype=bool)
+        is_replaced[list(batch.replaced)] = True
+        return is_replaced | self._of_partners(is_replaced, parts)
 
     # ---- checks of what was read
 
@@ -362,7 +375,14 @@ class StoredLabels:
 
     # ---- the teacher's answers, to be stored
 
-    def _logits(self, images: Tensor, epoch: int, group: int) -> Tensor:
+    def _logits(self, images: Tensor, epoch: int, group: int, *, damaged: Sequence[tuple[str, str]]) -> Tensor:
+        if self.teacher is None and damaged:
+            name, reason = damaged[0]
+            self._refuse(
+                epoch,
+                f"group {group}: {name} is damaged ({reason}); another image stands in for it, which the stored label is not for, and the teacher is "
+                "not built: restore the file, or ask the teacher with --teacher-labels-mode verify; then --resume auto",
+            )
         if self.teacher is None:
             self._refuse(epoch, f"group {group}: its labels are gone since the run began: start it again, with --resume auto")
         return self.teacher.logits(images)
@@ -388,11 +408,14 @@ class StoredLabels:
         """Store what the teacher said in `epoch`, whole or not. Where that fails, training goes on, and says so."""
         if epoch != self.epoch:
             return
+        counts = torch.tensor([self.num_verified, self.num_near_ties, self.num_left_out])
+        if self.rank.world_size > 1:
+            dist.all_reduce(counts, group=self.rank.control)
+        *verified, num_left_out = counts.tolist()
         if self.mode == "verify":
-            counts = torch.tensor([self.num_verified, self.num_near_ties])
-            if self.rank.world_size > 1:
-                dist.all_reduce(counts, group=self.rank.control)
-            log.info("teacher labels: epoch %d: %d labels verified, %d differ, all near ties", epoch, *counts.tolist())
+            log.info("teacher labels: epoch %d: %d labels verified, %d differ, all near ties", epoch, *verified)
+        if num_left_out:
+            log.warning("teacher labels: epoch %d: %d labels are neither read nor stored, for damaged images were replaced", epoch, num_left_out)
         if any_process([self.has_fresh], self.rank)[0]:
             fresh = self._fresh_of_all_processes()
             if self.rank.is_main:

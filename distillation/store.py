@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from run.errors import InputError
+from run.manifest import LABELS_MANIFEST, read_manifest
 
 MISSING = 0xFFFF
 MAX_CLASSES = MISSING
@@ -191,11 +192,11 @@ class LabelStore:
     def create_manifest(self, manifest: dict) -> dict:
         """Write the manifest unless there is one; the one that is there now."""
         with self._locked(fcntl.LOCK_EX):
-            if manifest.read_manifest(self.folder) is None:
-                path = self.folder / manifest.LABELS_MANIFEST
+            if read_manifest(self.folder) is None:
+                path = self.folder / LABELS_MANIFEST
                 os.replace(self._stage(path, (json.dumps(manifest, indent=1) + "\n").encode()), path)
                 self._sync_folder()
-        return manifest.read_manifest(self.folder)
+        return read_manifest(self.folder)
 
     def require_writable(self) -> None:
         """Make the folder if need be. InputError where it cannot be written or has no room for two epochs."""

@@ -1,5 +1,6 @@
 """From keys to batches: images opened, transformed and written side by side, in memory that a loader's processes share."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch.utils.data import Dataset, get_worker_info
 from loading import augment, pixels
 from loading.images import Images
 from loading.keys import Key, Plan, borrowed_generators, seed_generators
+from run.errors import DamagedImage, InputError
 from utils import Rank
 
 
@@ -18,7 +20,8 @@ class Batch(NamedTuple):
 
     images (B, 3, H, W): normalised float32, or uint8 on its way to a device that will finish them; targets (B,) class indices;
     positions (B,) in the epoch; pixel_hashes (B,) int64, of the uint8 images before erasing, where stored labels need them; erased:
-    what is still to be erased; num_fallbacks: images that the fast decoder could not decode."""
+    what is still to be erased; num_fallbacks: images that the fast decoder could not decode; replaced: places in the batch where another
+    image of the class stands in for a damaged one; damaged: (name, reason) of each damaged file that was met."""
 
     images: Tensor
     targets: Tensor
@@ -26,6 +29,18 @@ class Batch(NamedTuple):
     pixel_hashes: Tensor | None = None
     erased: augment.Erased | None = None
     num_fallbacks: int = 0
+    replaced: Sequence[int] = ()
+    damaged: Sequence[tuple[str, str]] = ()
+
+
+class View(NamedTuple):
+    """A view of an image: uint8 pixels (H, W, 3), what is to be erased of them, whether Pillow had to decode it, and (name, reason) of the
+    damaged files in whose place it is."""
+
+    pixels: np.ndarray
+    erased: list
+    is_fallback: bool = False
+    damaged: Sequence[tuple[str, str]] = ()
 
 
 PREFETCH = 2  # batches that a DataLoader has each of its processes work ahead
@@ -71,18 +86,27 @@ class _LoadedSet(Dataset):
         storage = torch.UntypedStorage._new_shared(num_bytes) if self._rooms is None else self._rooms.next(num_bytes)
         return torch.empty(0, dtype=dtype).set_(storage, 0, shape)
 
-    def _fill(self, batch: Tensor | None, i: int, num_images: int, view: np.ndarray, erased: list) -> Tensor:
-        """Write the `i`-th of `num_images` views (H, W, 3), uint8, into the batch (B, H, W, 3), which the first one makes."""
+    def _fill(self, batch: Tensor | None, i: int, num_images: int, view: View) -> Tensor:
+        """Write the `i`-th of `num_images` views into the batch (B, H, W, 3), which the first one makes."""
         if batch is None:
-            batch = self._allocate(num_images, *view.shape[:2])
-        batch.numpy()[i] = augment.finish_one(view, erased).permute(1, 2, 0) if self.is_finished_here else view
+            batch = self._allocate(num_images, *view.pixels.shape[:2])
+        batch.numpy()[i] = augment.finish_one(view.pixels, view.erased).permute(1, 2, 0) if self.is_finished_here else view.pixels
         return batch
+
+    def _view(self, index: int, words: tuple[int, ...] | None = None) -> View:
+        """The image at `index`, transformed, with the generators seeded by `words`. DamagedImage where it cannot be read."""
+        image = self.images.open(index, is_fast=self.transform.is_fast)
+        if words is not None:
+            seed_generators(words)
+        pixels, erased = self.transform.draw(image)
+        return View(pixels, erased, getattr(image, "is_fallback", False))
 
 
 class TrainingSet(_LoadedSet):
     """Augmented images by key: (normalised float32 (3, H, W), class index, position), and whole batches of them.
 
-    `is_hashed`: batches come with hashes of their pixels."""
+    `is_hashed`: batches come with hashes of their pixels. `replaces_damaged`: another image of its class, chosen by the key, stands in
+    for one that cannot be read; else that is an error."""
 
     def __init__(
         self,
@@ -93,47 +117,72 @@ class TrainingSet(_LoadedSet):
         is_finished_here: bool = True,
         reuses_memory: bool = False,
         is_hashed: bool = True,
+        replaces_damaged: bool = False,
     ):
         super().__init__(images, transform, is_finished_here=is_finished_here, reuses_memory=reuses_memory)
         self.plan = plan
         self.is_hashed = is_hashed
+        self.replaces_damaged = replaces_damaged
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def draw(self, key: Key) -> tuple[np.ndarray, list, bool]:
-        """uint8 pixels (H, W, 3) of a view, what is to be erased of it, and whether Pillow had to decode it."""
+    def draw(self, key: Key) -> View:
+        """What `key` shows. InputError where neither its image nor any other of the class can be read."""
         with borrowed_generators():
             return self._draw(key)
 
-    def _draw(self, key: Key) -> tuple[np.ndarray, list, bool]:
-        image = self.images.open(key.sample, is_fast=self.transform.is_fast)
-        seed_generators(self.plan.sample_words(key.epoch, key.sample, key.repeat))
-        view, erased = self.transform.draw(image)
-        return view, erased, getattr(image, "is_fallback", False)
+    def _draw(self, key: Key) -> View:
+        words = self.plan.sample_words(key.epoch, key.sample, key.repeat)
+        try:
+            return self._view(key.sample, words)
+        except DamagedImage as error:
+            if not self.replaces_damaged:
+                raise
+            return self._draw_another(key, words, (error.name, error.reason))
+
+    def _draw_another(self, key: Key, words: tuple[int, ...], found: tuple[str, str]) -> View:
+        """A view of the first sound image among those that may stand in for the one of `key`, which was `found` to be damaged."""
+        target = self.images.targets[key.sample]
+        members = np.flatnonzero(self.images.targets == target)
+        damaged = [found]
+        for sample in self.plan.replacements(key, members):
+            try:
+                return self._view(sample, words)._replace(damaged=damaged)
+            except DamagedImage as error:
+                damaged.append((error.name, error.reason))
+        raise InputError(
+            f"none of the {len(members)} images of class {self.images.classes[target]} can be read, the first of them for: "
+            f"{found[0]}: {found[1]}. Restore them, or remove the class's folder"
+        )
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int, int]:
-        view, erased, _ = self.draw(key)
-        return augment.finish_one(view, erased), int(self.images.targets[key.sample]), key.position
+        view = self.draw(key)
+        return augment.finish_one(view.pixels, view.erased), int(self.images.targets[key.sample]), key.position
 
     def __getitems__(self, keys: list[Key]) -> Batch:
-        batch, hashes, all_erased, num_fallbacks = None, [], [], 0
+        batch, hashes, all_erased, num_fallbacks, replaced, damaged = None, [], [], 0, [], []
         with borrowed_generators():  # once, for a state is longer to save than to seed
             for i, key in enumerate(keys):
-                view, erased, is_fallback = self._draw(key)
-                batch = self._fill(batch, i, len(keys), view, erased)
+                view = self._draw(key)
+                batch = self._fill(batch, i, len(keys), view)
                 if self.is_hashed:
-                    hashes.append(pixels.pixel_hash(view))
-                all_erased.append(erased)
-                num_fallbacks += is_fallback
+                    hashes.append(pixels.pixel_hash(view.pixels))
+                all_erased.append(view.erased)
+                num_fallbacks += view.is_fallback
+                if view.damaged:
+                    replaced.append(i)
+                    damaged += view.damaged
         targets = torch.from_numpy(self.images.targets[[key.sample for key in keys]].astype(np.int64))
         positions, hashes = torch.tensor([key.position for key in keys]), torch.tensor(hashes) if self.is_hashed else None
         erased = None if self.is_finished_here else augment.gather_erased(all_erased)
-        return Batch(batch.permute(0, 3, 1, 2), targets, positions, hashes, erased, num_fallbacks)
+        return Batch(batch.permute(0, 3, 1, 2), targets, positions, hashes, erased, num_fallbacks, replaced, damaged)
 
 
 class ValidationSet(_LoadedSet):
-    """One process's share of the images, each in one process alone: (normalised float32 (3, H, W), class index), and batches."""
+    """One process's share of the images, each in one process alone: (normalised float32 (3, H, W), class index), and batches.
+
+    A batch is without the images that cannot be read, and names them."""
 
     def __init__(self, images: Images, transform: augment.Transform, rank: Rank, *, is_finished_here: bool = True, reuses_memory: bool = False):
         super().__init__(images, transform, is_finished_here=is_finished_here, reuses_memory=reuses_memory)
@@ -143,15 +192,22 @@ class ValidationSet(_LoadedSet):
         return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = self.images.open(self.indices[index], is_fast=self.transform.is_fast)
-        return self.transform(image), int(self.images.targets[self.indices[index]])
+        view = self._view(self.indices[index])
+        return augment.finish_one(view.pixels, view.erased), int(self.images.targets[self.indices[index]])
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        batch, num_fallbacks, chosen = None, 0, [self.indices[i] for i in indices]
-        for i, index in enumerate(chosen):
-            image = self.images.open(index, is_fast=self.transform.is_fast)
-            batch = self._fill(batch, i, len(chosen), *self.transform.draw(image))
-            num_fallbacks += getattr(image, "is_fallback", False)
-        targets = torch.from_numpy(self.images.targets[chosen].astype(np.int64))
+        batch, sound, num_fallbacks, damaged = None, [], 0, []
+        for i in indices:
+            index = self.indices[i]
+            try:
+                view = self._view(index)
+            except DamagedImage as error:
+                damaged.append((error.name, error.reason))
+                continue
+            batch = self._fill(batch, len(sound), len(indices), view)
+            sound.append(index)
+            num_fallbacks += view.is_fallback
+        images = torch.empty(0, 0, 0, 3) if batch is None else batch[: len(sound)]
+        targets = torch.from_numpy(self.images.targets[sound].astype(np.int64))
         erased = None if self.is_finished_here else augment.gather_erased([])
-        return Batch(batch.permute(0, 3, 1, 2), targets, torch.tensor(chosen), erased=erased, num_fallbacks=num_fallbacks)
+        return Batch(images.permute(0, 3, 1, 2), targets, torch.tensor(sound, dtype=torch.int64), None, erased, num_fallbacks, damaged=damaged)

@@ -30,7 +30,8 @@ class _Frame:
 
 
 def _find_frame(data: bytes) -> _Frame | None:
-    """The frame of a JPEG in colour or grayscale; None where `data` is none, or a CMYK one, whose colours Pillow converts its own way."""
+    """The frame of a JPEG in colour or grayscale; None where `data` is none, or is for Pillow: a CMYK one, whose colours it converts its own
+    way, or one so large that it refuses it."""
     if data[:2] != b"\xff\xd8":
         return None
     offset, start, has_restarts = 2, None, False
@@ -48,10 +49,13 @@ def _find_frame(data: bytes) -> _Frame | None:
     if start is None or data[start + 9] not in (1, 3):
         return None
     height, width = data[start + 5] << 8 | data[start + 6], data[start + 7] << 8 | data[start + 8]
+    if Image.MAX_IMAGE_PIXELS is not None and height * width > 2 * Image.MAX_IMAGE_PIXELS:  # a decompression bomb, which Pillow refuses
+        return None
     is_one_pass = data[start + 1] == _BASELINE and data[offset + 4] == data[start + 9] and not has_restarts
     return _Frame(start, height, width, is_one_pass) if height and width else None
 
 
+NO_FRAME = "it is no JPEG in colour or grayscale"
 MARGIN = 1  # rows below the last one wanted that its colours are interpolated from, whatever the subsampling
 _LEFT_OVER = " extraneous bytes before marker 0xd9"  # all that libjpeg-turbo has to say where it left a sound scan early: the next marker is the end's
 
@@ -77,16 +81,22 @@ def decode_jpeg(data: bytes, frame: _Frame, num_rows: int) -> np.ndarray:
 class Encoded:
     """An image file's content, decoded when its pixels are asked for.
 
-    `is_fallback` tells whether Pillow had to decode it, for it is no JPEG, or a CMYK, damaged or very odd one."""
+    Where it is no JPEG, or a CMYK, damaged or very odd one, Pillow decodes it, through `open_image`, which raises DamagedImage where Pillow
+    cannot either; `fallback_reason` is why, else None."""
 
     def __init__(self, data: bytes, open_image: Callable[[], Image.Image]):
         self._data, self._open_image = data, open_image
         self._frame = _find_frame(data)
-        self.is_fallback = False
-        self.shape = (self._frame.height, self._frame.width, 3) if self._frame is not None else self._fall_back().shape
+        self.fallback_reason: str | None = None
+        self.shape = (self._frame.height, self._frame.width, 3) if self._frame is not None else self._fall_back(NO_FRAME).shape
 
-    def _fall_back(self) -> np.ndarray:
-        self.is_fallback, self._frame = True, None
+    @property
+    def is_fallback(self) -> bool:
+        """Whether Pillow had to decode it."""
+        return self.fallback_reason is not None
+
+    def _fall_back(self, reason: str) -> np.ndarray:
+        self.fallback_reason, self._frame = reason, None
         self._image = np.array(self._open_image())
         return self._image
 
@@ -96,8 +106,8 @@ class Encoded:
             return self._image[:num_rows]
         try:
             return decode_jpeg(self._data, self._frame, num_rows)[:num_rows]
-        except ValueError:
-            return self._fall_back()[:num_rows]
+        except ValueError as error:
+            return self._fall_back(str(error))[:num_rows]
 
 
 def top(image: np.ndarray | Encoded, num_rows: int) -> np.ndarray:

@@ -5,10 +5,10 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from loading import decoding
-from run.errors import InputError
+from run.errors import DamagedImage
 
 
 class Names(Sequence):
@@ -62,7 +62,8 @@ class Images(Sequence):
         return Images(samples, self.targets[np.asarray(indices)], self.classes, self._open_image, self._read_bytes)
 
 
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises for files that are no images
+# What Pillow raises for files that are no images, or damaged ones (RuntimeError: AVIF).
+UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
 
 
 def decode(file) -> Image.Image:
@@ -73,18 +74,27 @@ def decode(file) -> Image.Image:
         return image.convert("RGB")
 
 
+NO_IMAGE = "it begins like no image format that Pillow knows"
+
+
+def damaged(name: str, error: Exception) -> DamagedImage:
+    """The error that names an image which cannot be read, and says why."""
+    reason = {UnidentifiedImageError: NO_IMAGE}.get(type(error)) or getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return DamagedImage(name, reason)
+
+
 def open_file(path: str) -> Image.Image:
-    """The RGB image in a file; InputError naming the file if it cannot be decoded."""
+    """The RGB image in a file; DamagedImage if it cannot be read or decoded."""
     try:
         return decode(path)
     except UNREADABLE as error:
-        raise InputError(f"{path} cannot be read as an image ({error}): replace or remove it") from error
+        raise damaged(path, error) from error
 
 
 def read_file(path: str) -> bytes:
-    """Content of a file; InputError naming it if it cannot be read."""
+    """Content of a file; DamagedImage if it cannot be read."""
     try:
         with open(path, "rb", buffering=0) as file:
             return file.read()
     except OSError as error:
-        raise InputError(f"{path} cannot be read as an image ({error}): replace or remove it") from error
+        raise damaged(path, error) from error

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import random
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,6 +118,12 @@ class Plan:
     def sample_words(self, epoch: int, sample: int, repeat: int) -> tuple[int, ...]:
         """Seeds of the augmentation of view `repeat` of image `sample`."""
         return draw_words("sample", self.data_seed, epoch, sample, repeat)
+
+    def replacements(self, key: Key, members: np.ndarray) -> Iterator[int]:
+        """The other images of `members` (n,), each once, in the order in which they are to stand in for that of `key`."""
+        left = [member for member in members.tolist() if member != key.sample]
+        for attempt in range(len(left)):
+            yield left.pop(draw_words("replacement", self.data_seed, key.epoch, key.sample, key.repeat, attempt)[0] % len(left))
 
     def group_generator(self, epoch: int, group: int) -> np.random.RandomState:
         """Generator of a mix group's draw; numpy's legacy generator, whose stream is frozen."""

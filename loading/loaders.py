@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from loading import augment, pixels
 from loading.batches import PREFETCH, Batch
+from loading.damage import TrainingDamage, ValidationDamage
 from loading.keys import KeyedBatchSampler, Plan
 from run.config import Config
 from utils import Rank, log, prefetched
@@ -44,14 +46,28 @@ def _ready(batches: Iterator[Batch], device: torch.device, *, num_batches: int, 
         yield batch
 
 
+def _received(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches of loader processes; where one died while its batch was fetched, the error with which torch tells so elsewhere."""
+    try:
+        yield from batches
+    except (ConnectionError, EOFError, FileNotFoundError) as error:
+        raise RuntimeError("DataLoader worker (pid unknown) is gone") from error
+
+
+SHARE_EVERY = 64  # micro-batches between which processes tell each other of damaged files
+
+
 @dataclass(frozen=True)
 class TrainLoader:
-    """Micro-batches of any epoch, from any step on."""
+    """Micro-batches of any epoch, from any step on; what is damaged among their images is in `damage`.
+
+    `is_in_step`: all processes take as many micro-batches as this one, and report damage while they do; else the caller does for them."""
 
     loader: DataLoader
     sampler: KeyedBatchSampler
     plan: Plan
-    device: torch.device
+    damage: TrainingDamage
+    is_in_step: bool = True
 
     @property
     def num_steps(self) -> int:
@@ -64,40 +80,61 @@ class TrainLoader:
         return self.sampler.batch_size * self.sampler.accum_steps * self.sampler.world_size
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The micro-batches of `epoch` from optimiser step `first_step` on."""
+        """The micro-batches of `epoch` from optimiser step `first_step` on. DamagedImages, in every process, where too many are."""
         self.sampler.start(epoch=epoch, step=first_step)
-        return _ready(iter(self.loader), self.device, num_batches=len(self.sampler), purpose="training")
+        return self._watched(_received(iter(self.loader)), num_batches=len(self.sampler))
+
+    def _watched(self, batches: Iterator[Batch], *, num_batches: int) -> Iterator[Batch]:
+        is_alone = self.damage.rank.world_size == 1
+        for i, batch in enumerate(_ready(batches, self.damage.rank.device, num_batches=num_batches, purpose="training"), 1):
+            self.damage.add(batch.damaged)
+            if self.is_in_step and (is_alone or i % SHARE_EVERY == 0 or i == num_batches):
+                self.damage.report()
+            yield batch
 
 
 @dataclass(frozen=True)
 class ValLoader:
-    """Batches (images, targets) of a process's share of the validation images."""
+    """Batches (images, targets) of a process's share of the validation images; those that are damaged are in `damage`."""
 
     loader: DataLoader
-    device: torch.device
+    damage: ValidationDamage
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        batches = _ready(iter(self.loader), self.device, num_batches=len(self.loader), purpose="evaluation")
-        return ((batch.images, batch.targets) for batch in batches)
+        """A pass. Every process takes part to its end, where DamagedImages names what is damaged unless it is to be left out."""
+        return self._watched(_received(iter(self.loader)))
+
+    def _watched(self, batches: Iterator[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+        num_damaged = 0
+        for batch in _ready(batches, self.damage.rank.device, num_batches=len(self.loader), purpose="evaluation"):
+            self.damage.add(batch.damaged)
+            num_damaged += len(batch.damaged)
+            if len(batch.targets):
+                yield batch.images, batch.targets
+        self.damage.end_pass(num_damaged)
 
     def __len__(self) -> int:
         return len(self.loader)
+
+
+def count_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def count_workers(cfg: Config, rank: Rank) -> int:
     """Loader processes of this process: as asked for, else one per core that it has to itself, at most 10."""
     if cfg.num_workers is not None:
         return cfg.num_workers
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(10, max(1, num_cores // rank.local_world_size))
+    return min(10, max(1, count_cores() // rank.local_world_size))
 
 
 def _obey_parent_alone() -> None:
     """Make a loader's worker ignore what asks a whole process group to stop, but for its own parent's SIGTERM.
 
     The training process still needs its workers to reach the next checkpoint."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_exit_with_parent, daemon=True).start()
@@ -109,8 +146,15 @@ def _exit_with_parent() -> None:
     os._exit(0)
 
 
+def _tell_unless_parent_left(kind: type[BaseException], error: BaseException, trace) -> None:
+    """Print an error of a worker's own threads, but for that of handing a batch to a parent that stopped fetching it."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
+
+
 def prepare_worker(worker_id: int) -> None:
     """What a loader's process does first."""
+    sys.excepthook = _tell_unless_parent_left
     _obey_parent_alone()
     pixels.prepare_process()
     pixels.keep_freed_memory()

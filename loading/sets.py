@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR100, ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from loading.images import UNREADABLE, Images, Names, decode, open_file, read_file
+from loading.images import UNREADABLE, Images, Names, damaged, decode, open_file, read_file
 from run.config import Config
 from run.errors import InputError
 from utils import log
@@ -53,6 +53,9 @@ class TarMember:
     offset: int
     size: int
 
+    def __str__(self) -> str:
+        return f"{self.tar}: {self.name}"
+
 
 class TarMembers(Sequence):
     """Members of a tar, in arrays (see `Names`)."""
@@ -71,34 +74,40 @@ class TarMembers(Sequence):
 
 
 def read_tar_member(member: TarMember) -> bytes:
-    """Bytes of `member`; InputError naming it if they cannot be read."""
+    """Bytes of `member`; DamagedImage if they cannot be read."""
     try:
         with open(member.tar, "rb") as file:
             file.seek(member.offset)
             return file.read(member.size)
     except OSError as error:
-        raise InputError(f"{member.tar}: {member.name} cannot be read as an image ({error}): is the tar still there?") from error
+        raise damaged(str(member), error) from error
 
 
 def open_tar_member(member: TarMember) -> Image.Image:
-    """The RGB image at `member`; InputError naming it if it cannot be decoded."""
+    """The RGB image at `member`; DamagedImage if it cannot be read or decoded."""
+    data = read_tar_member(member)
     try:
-        return decode(io.BytesIO(read_tar_member(member)))
+        return decode(io.BytesIO(data))
     except UNREADABLE as error:
-        raise InputError(f"{member.tar}: {member.name} cannot be read as an image ({error}): replace or remove it") from error
+        raise damaged(str(member), error) from error
+
+
+def list_tar(path: Path) -> list[TarMember]:
+    """The images in a tar by name, as their names' ends tell; InputError where it cannot be read."""
+    log.info("reading the index of %s", path)
+    try:
+        with tarfile.open(path, "r:") as tar:
+            return sorted(
+                (TarMember(str(path), item.name, item.offset_data, item.size) for item in tar if item.isfile() and item.name.lower().endswith(IMG_EXTENSIONS)),
+                key=lambda member: member.name,
+            )
+    except (tarfile.TarError, OSError) as error:
+        raise InputError(f"{path} is no plain, complete tar ({error}): it must be an uncompressed tar of class folders") from error
 
 
 def open_tar(path: Path) -> Images:
     """Images in a tar of class folders, classes in alphabetical order; InputError where there are none."""
-    log.info("reading the index of %s", path)
-    try:
-        with tarfile.open(path, "r:") as tar:
-            members = sorted(
-                (TarMember(str(path), item.name, item.offset_data, item.size) for item in tar if item.isfile() and item.name.lower().endswith(IMG_EXTENSIONS)),
-                key=lambda member: member.name,
-            )
-    except tarfile.TarError as error:
-        raise InputError(f"{path} is no plain, complete tar ({error}): it must be an uncompressed tar of class folders") from error
+    members = list_tar(path)
     names = [Path(member.name).parent.name for member in members]
     classes = sorted(set(names))
     if not members or "" in classes:

@@ -1,4 +1,7 @@
 """What networks cost: networks in, times and counts out.
 
-timing.py  interleaved rounds and their spread
+timing.py      interleaved rounds and their spread
+forms.py       forms in which a network is timed
+operations.py  parameters and multiply-accumulates
+throughput.py  images per second at the batch size that fits
 """

@@ -13,7 +13,7 @@ from deployment import formats
 from deployment.verify import write_verified
 from deployment.weights import Trained
 from run.errors import InputError
-from utils import pick_amp
+from run.hardware import pick_amp
 
 Call = Callable[[], Tensor]
 FORMS = ("eager", "channels_last", "compiled")

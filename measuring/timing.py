@@ -27,7 +27,8 @@ from measuring.forms import Builder, Call, Images, forward
 from reporting import scatter
 from run.command import positive_int, spellings
 from run.errors import InputError, first_line
-from utils import checkout, open_device, pick_amp
+from run.hardware import open_device, pick_amp
+from utils import checkout
 
 Report = Callable[[str], None]
 

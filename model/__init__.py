@@ -1,4 +1,23 @@
-"""Our architectures. Importing this package registers them with timm, whose `create_model` then builds them by name."""
+"""Our architectures: a name in, a network out. Importing this package registers them with timm, whose `create_model` then builds them.
+
+layers.py        layers that architectures share, and their folding
+depthwise.py     depthwise convolution, quick in channels-last on CPUs
+mixers.py        token mixers that architectures share
+nets.py          skeletons from stem to heads
+registration.py  how architectures enter timm's registry
+recnext_m.py     RecNeXt-M
+recnext_a.py     RecNeXt-A
+recnext_t.py     RecNeXt-T, -S, -B
+repnext.py       RepNeXt
+repvit.py        RepViT-M0.6
+convnext.py      ConvNeXt-femto with RepNeXt's downsampling
+mlla.py          MLLA
+rexnet.py        ReXNet, ReXNet-lite
+lsnet.py         LSNet
+ska.py           small-kernel aggregation, LSNet's operator
+ska_triton.py    its kernels for GPUs
+profile.py       how linear attention computes fastest
+"""
 
 import timm
 from torch import nn

@@ -1,5 +1,11 @@
-"""What runs have to say: logs in, tables and pictures out.
+"""What runs and networks have to say: logs and weights in, tables and pictures out.
 
-logs.py   read training logs, ours and others'
-plots.py  curves, and accuracy against cost
+logs.py             read training logs, ours and others'
+comparison.py       runs side by side in tables
+following.py        progress of running jobs
+plots.py            curves of runs
+scatter.py          accuracy against cost
+inspection.py       a network opened, its layers named, photographs fed
+features.py         branches of a token mixer
+receptive_field.py  effective receptive fields
 """

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import itertools
 import os
 import pathlib
 import pickle
@@ -22,11 +23,12 @@ import torch
 from timm.models._hub import download_cached_file, load_state_dict_from_hf
 from torch import Tensor, nn
 
+from run import disk, integrity
 from run.config import Config
-from run.errors import InputError, first_line
+from run.errors import InputError
 from run.optim import load_optimizer
 from run.skipping import Guard
-from utils import Rank, gather, log, mean_over_processes, unwrap
+from utils import Rank, all_sum, gather, log, mean_over_processes, unwrap
 
 LAST, BEST, BEST_EMA = "checkpoint_last.pth", "checkpoint_best.pth", "checkpoint_best_ema.pth"
 NUM_KEPT = 3
@@ -59,6 +61,7 @@ class TrainState:
     step: int = 0  # optimiser steps done in that epoch, and what they summed up to
     loss_sum: Tensor | float = 0.0
     skipped_steps: Tensor | int = 0
+    bad_images: int = 0  # of this process, in whose place it trained on others
     best_acc1: float = -1.0  # below any accuracy, so that the first epoch is the best so far
     best_ema_acc1: float = -1.0
 
@@ -66,6 +69,10 @@ class TrainState:
     def guard(self) -> Guard:
         """What keeps steps that are not finite out of the network."""
         return Guard(self.net)
+
+    def end_epoch(self) -> None:
+        """Go on to the next epoch. An epoch that is trained is over once it is evaluated: a run that ends between repeats the evaluation alone."""
+        self.epoch, self.step, self.loss_sum, self.skipped_steps, self.bad_images = self.epoch + 1, 0, 0.0, 0, 0
 
 
 def fetch(source: str) -> Path | dict[str, Tensor]:
@@ -77,7 +84,7 @@ def fetch(source: str) -> Path | dict[str, Tensor]:
     else:
         path = Path(source).expanduser()
         if not path.is_file():
-            raise InputError(f"{source}: there is no such file")
+            raise InputError(f"{source}: there is no such file" + (", it is a folder" if path.is_dir() else ""))
         return path
     try:
         fetched = get(argument)
@@ -88,37 +95,52 @@ def fetch(source: str) -> Path | dict[str, Tensor]:
 
 def is_torchscript(path: Path) -> bool:
     """Whether the file is a TorchScript archive, a program besides its weights."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except Exception:  # of many kinds where an archive is damaged; who reads it says so
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def read(source: str) -> dict:
-    """Checkpoint in a file, at a URL or on the hub, on the CPU. Never runs code from it; InputError where that would be needed."""
+    """Checkpoint in a file, at a URL or on the hub, on the CPU. Never runs code from it; InputError where that would be needed, and
+    where the file is damaged, which is certain to be noticed where it carries a checksum."""
+    checkpoint, is_sealed = _read(source)
+    if not is_sealed and isinstance(checkpoint.get("args"), dict):
+        log.info("%s carries no checksum, as those written by this project now do: damage to it may pass unnoticed", source)
+    return checkpoint
+
+
+def _read(source: str) -> tuple[dict, bool]:
+    """What `read` returns, and whether its checksum was verified."""
     path = fetch(source)
     if isinstance(path, dict):
-        return path
+        return path, False
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return _read_safetensors(path), False
+    is_sealed = integrity.require_intact(path)
     if is_torchscript(path):
         raise InputError(f"{source} is a TorchScript program: evaluate it with fuse_eval.py, which runs it")
+    checkpoint = _unpickle(path, source)
+    if not isinstance(checkpoint, dict):
+        raise InputError(f"{source} holds a {type(checkpoint).__name__}, not a checkpoint: it must be a dict with the entry 'model'")
+    return checkpoint, is_sealed
+
+
+def _unpickle(path: Path, source: str):
+    """What torch reads from the file without running code from it."""
     try:
         with torch.serialization.safe_globals(PLAIN_DATA), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # what follows says what is wrong
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"(?:GLOBAL|global|class)\W+([A-Za-z_]\w*(?:\.\w+)+)", str(error))
         raise InputError(
-            f"{source} is refused: it is damaged, or loading it would run code"
-            + (f", for it asks for {wanted[1]}" if wanted else "")
-            + ". If you trust it, save its tensors alone: torch.save({'model': state_dict}, path)"
+            f"{source} is refused: it is damaged, or loading it would run code" + (f", for it asks for {wanted[1]}" if wanted else ""),
+            "use another, or have who made it save its tensors alone, with torch.save({'model': state_dict}, path)",
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"{source} is no complete checkpoint ({first_line(error)}): fetch it again, or use an earlier one") from error
-    if not isinstance(checkpoint, dict):
-        raise InputError(f"{source} holds a {type(checkpoint).__name__}, not a checkpoint: it must be a dict with the entry 'model'")
-    return checkpoint
+    except Exception as error:  # of many kinds: torch follows whatever a damaged file says
+        raise InputError(f"{source} is no complete checkpoint ({integrity.fault(path, error)})", integrity.USE_ANOTHER) from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -221,8 +243,8 @@ def _brief(value) -> str:
 FREE_SETTINGS = {
     "batch_size", "grad_accum_steps", "recipe_batch", "start_epoch", "device", "output_dir", "overwrite", "resume", "save_freq", "project",
     "checkpoint_steps", "checkpoint_minutes", "allow_config_change", "eval", "use_ema", "report", "pretrained", "finetune", "teacher_min_acc1",
-    "teacher_path", "teacher_labels", "teacher_labels_mode", "data_path", "num_workers", "pin_mem", "model_ema_force_cpu",
-    "on_nonfinite", "max_skipped_steps",
+    "teacher_path", "teacher_labels", "teacher_labels_mode", "data_path", "num_workers", "pin_mem", "model_ema_force_cpu", "on_full_disk",
+    "full_disk_minutes", "max_bad_images", "skip_bad_images", "on_nonfinite", "max_skipped_steps",
 }  # fmt: skip
 
 
@@ -261,8 +283,7 @@ def resume(cfg: Config, state: TrainState, source: str, *, run: dict, rank: Rank
     `run` holds what of the recipe is not a setting: the global batch and the data's size. Where --allow-config-change lets the
     recipe differ, weights, moments and position are the checkpoint's, rates and decays the new recipe's."""
     checkpoint = read(source)
-    if not {"optimizer", "lr_scheduler", "epoch"} <= set(checkpoint):
-        raise InputError(f"--resume {source} holds weights alone, no run to continue: start from it with --finetune, or evaluate it with --eval")
+    _require_run(checkpoint, f"--resume {source}")
     is_same = _require_same_recipe(checkpoint, cfg, run, source)
     load_weights(unwrap(state.net), weights(checkpoint, where=source), where=source)
     if state.ema is not None:
@@ -276,6 +297,27 @@ def resume(cfg: Config, state: TrainState, source: str, *, run: dict, rank: Rank
     state.best_acc1 = checkpoint.get("best_acc1", -1.0)
     state.best_ema_acc1 = checkpoint.get("best_ema_acc1", -1.0)
     log.info("continuing %s with epoch %d, step %d", source, state.epoch, state.step)
+
+
+def _require_run(checkpoint: dict, where: str) -> None:
+    if not {"optimizer", "lr_scheduler", "epoch"} <= set(checkpoint):
+        raise InputError(f"{where} holds weights alone, no run to continue", "start from it with --finetune, or evaluate it with --eval")
+
+
+def position(source: str) -> tuple[int, int]:
+    """The epoch to train next and the steps done in it, of a checkpoint that is sound and can be continued; InputError where it is not."""
+    checkpoint, _ = _read(source)
+    _require_run(checkpoint, source)
+    return checkpoint["epoch"] + 1, checkpoint.get("step", 0)
+
+
+def held_accuracy(path: Path, key: str) -> float:
+    """Accuracy `key` (of log.txt) of the weights in the checkpoint `path`; below any where it holds none or is damaged."""
+    try:
+        return _read(str(path))[0]["metrics"][key] if path.exists() else -1.0
+    except (InputError, KeyError, TypeError) as error:
+        log.warning("%s is replaced after the next epoch: %s", path, error.fact if isinstance(error, InputError) else f"it does not tell its {key}")
+        return -1.0
 
 
 def _resume_optimizer(checkpoint: dict, state: TrainState, source: str, *, is_same: bool) -> None:
@@ -305,6 +347,7 @@ def _resume_inside_epoch(checkpoint: dict, state: TrainState, rank: Rank) -> Non
     """Each process's own sums and statistics; where the number of processes changed, each gets their mean."""
     loss_sums = checkpoint["loss_sums"]
     state.skipped_steps = checkpoint["skipped_steps"]
+    state.bad_images = checkpoint.get("bad_images", 0) if rank.is_main else 0
     if len(loss_sums) != rank.world_size:
         state.loss_sum = sum(loss_sums) / len(loss_sums)
         return
@@ -340,6 +383,7 @@ def collect(cfg: Config, state: TrainState, *, facts: dict, run: dict, metrics: 
     if state.step:
         checkpoint["loss_sums"] = gather(torch.as_tensor(state.loss_sum, dtype=torch.float64, device=rank.device), rank).tolist()
         checkpoint["skipped_steps"] = int(state.skipped_steps)
+        checkpoint["bad_images"] = all_sum(torch.tensor(state.bad_images, device=rank.device)).item()
     if state.step and rank.world_size > 1:
         own = torch.cat([buffer.flatten().float().to(rank.device) for buffer in _floating_buffers(state)])
         checkpoint["rank_buffers"] = gather(own, rank).cpu()
@@ -349,21 +393,25 @@ def collect(cfg: Config, state: TrainState, *, facts: dict, run: dict, metrics: 
 
 
 def save(checkpoint: dict, folder: Path, names: list[str]) -> None:
-    """Write a checkpoint once, under each of `names`; a killed job leaves each file old or new, never half."""
+    """Write a checkpoint once, with its checksum, under each of `names`; a killed job leaves each file old or new, never half.
+
+    InputError where it cannot be written, `DiskFull` where there is no room."""
     temporary = folder / "checkpoint.tmp"
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("w+b") as file:
             torch.save(checkpoint, file)
+            integrity.seal(file)
             file.flush()
             os.fsync(file.fileno())
         for name in names:
             _put(temporary, folder / name)
     except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch finishes its archive also after a write that failed
+        if not isinstance(cause, OSError):
+            raise
         free = shutil.disk_usage(folder).free // 2**20
-        reason = error if isinstance(error, OSError) else "the file could not be written"
-        raise InputError(
-            f"{folder / names[0]}: not saved ({reason}; {free} MiB free there). Earlier checkpoints are intact: make room, then --resume auto"
-        ) from error
+        fact = f"{folder / names[0]}: not saved ({cause}; {free} MiB free there). Earlier checkpoints are intact"
+        raise disk.refusal(cause, fact, "make room, then --resume auto") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -374,14 +422,37 @@ def _put(source: Path, target: Path) -> None:
     staged = target.with_suffix(".tmp2")
     staged.unlink(missing_ok=True)
     try:
-        os.link(source, staged)
-    except OSError:
-        shutil.copyfile(source, staged)
-    os.replace(staged, target)
+        try:
+            os.link(source, staged)
+        except OSError:
+            shutil.copyfile(source, staged)
+        if target.is_dir():
+            _set_aside(target)
+        os.replace(staged, target)
+    finally:
+        staged.unlink(missing_ok=True)  # half a copy
+
+
+def numbered(folder: Path) -> list[tuple[int, Path]]:
+    """The numbered checkpoints by their epochs, which they end; also what only has such a name."""
+    return sorted((int(match[1]), path) for path in folder.glob("checkpoint_*.pth") if (match := re.fullmatch(r"checkpoint_(\d+)", path.stem)))
 
 
 def prune(folder: Path, epoch: int) -> None:
     """Remove the numbered checkpoints up to `epoch`, but for the last three."""
-    numbered = sorted((int(match[1]), path) for path in folder.glob("checkpoint_*.pth") if (match := re.fullmatch(r"checkpoint_(\d+)", path.stem)))
-    for _, path in [item for item in numbered if item[0] <= epoch][:-NUM_KEPT]:
+    for _, path in [item for item in numbered(folder) if item[0] <= epoch and item[1].is_file()][:-NUM_KEPT]:
         path.unlink(missing_ok=True)
+
+
+def set_aside(folder: Path, epoch: int) -> None:
+    """Rename the numbered checkpoints from `epoch` on, which is about to be trained: they are of work that is done again, or damaged."""
+    for _, path in [item for item in numbered(folder) if item[0] >= epoch]:
+        log.info("%s is now %s: its epoch is trained again", path, _set_aside(path).name)
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a checkpoint, or a folder in its place, to a name that is free; the new path."""
+    names = (path.with_suffix(f".dropped{number}.pth") for number in itertools.count(1))
+    free = next(name for name in names if not name.exists())
+    os.replace(path, free)
+    return free

@@ -2,13 +2,16 @@
 
 import argparse
 import os
+import re
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
 
+from run.console import flush_output, reserve_standard_streams, tell
 from run.errors import InputError
+from run.signals import StopRequest
 
 
 def spellings(*names: str) -> list[str]:
@@ -33,31 +36,55 @@ def run_command(command: Callable[[list[str]], None], argv: list[str]) -> int:
     return 0
 
 
+def killed_loader(error: BaseException | None) -> InputError | None:
+    """What to tell the user where the cause of `error` is that a loader process was killed from outside; None where it is not.
+
+    The loss of one is raised wherever the training process is at that moment, and what is there may take it for its own failure."""
+    texts = []
+    while error is not None:
+        texts += [str(error)] if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error) else []
+        error = error.__cause__ or error.__context__
+    if not texts:
+        return None
+    match = re.search(r"is killed by signal: ([\w ]+)", "\n".join(texts))
+    how = match[1] if match else "it is gone"
+    cause = {
+        "Killed": "the system does so where memory runs out: give the job more",
+        "Bus error": "shared memory ran out: enlarge /dev/shm (docker run --shm-size)",
+    }.get(how, "memory may have run out: give the job more")
+    return InputError(
+        f"a loader process was killed from outside ({how}); {cause}, or lower --num-workers or --batch-size. "
+        "Then start again, a training run with --resume auto"
+    )
+
+
 STOPPED = 85  # exit code: saved, start me again with --resume auto
+INTERRUPTED = 130  # exit code of Ctrl-C, saved or not: whoever pressed it wants no restart
+LOST_PEER = re.compile(r"Connection (closed|reset) by peer|remote process exited|Socket closed")
 
 
 def explain(error: BaseException) -> int:
     """Name the cause of a failed run, once for all its processes; the exit code.
 
     The launcher ends all processes as soon as one has ended, and those would only tell that the others are gone. So all wait
-    before they speak, but for the first process where the user can put it right: that, all of them found."""
+    before they speak, but for the one that lost a loader process, and the first where the user can put it right: that, all of them found."""
     index = int(os.environ.get("RANK", 0))
+    killed = killed_loader(error)
+    error = killed or error
     if isinstance(error, KeyboardInterrupt):
-        sys.stderr.write("interrupted; a training run goes on from its last checkpoint with --resume auto\n" if index == 0 else "")
-        return 130
-    if is_distributed() and not (index == 0 and isinstance(error, InputError)):
+        tell("interrupted; a training run goes on from its last checkpoint with --resume auto\n" if index == 0 else "")
+        return INTERRUPTED
+    if is_distributed() and not killed and not (index == 0 and isinstance(error, InputError)):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from the launcher: no request to save any more
         time.sleep(5)
-        from utils import StopRequest
-
         if StopRequest.is_made:  # the launcher's signal came while this process still waited for one that is gone
             return 1
-    if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error):
-        error = InputError("a loader process was killed from outside, often for want of memory: lower --num_workers, then --resume auto")
+    if is_distributed() and isinstance(error, RuntimeError) and LOST_PEER.search(str(error)):
+        error = InputError("another process of the run is gone, killed perhaps for want of memory. Start all of them again with --resume auto")
     if not isinstance(error, InputError):
         traceback.print_exception(error)
         return 1
-    sys.stderr.write(f"error: {error}\n" if index == 0 else f"[rank {index}] error: {error}\n")
+    tell(f"error: {error}\n" if index == 0 else f"[rank {index}] error: {error}\n")
     return 1
 
 
@@ -67,14 +94,22 @@ def is_distributed() -> bool:
 
 def leave(exit_code: int) -> None:
     """End a failed process; among several at once, for tidying up would wait for processes that are gone."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_output()
     os._exit(exit_code) if is_distributed() else sys.exit(exit_code)
 
 
 def run_process(main: Callable[[list[str]], int], argv: list[str]) -> None:
-    """Run a command that may be one of several processes, and exit: with its code, or 1 and the cause of its failure, told once."""
+    """Run a command that may be one of several processes, and exit: with its code, or 1 and the cause of its failure, told once.
+
+    130 where it was Ctrl-C that had it save and stop."""
+    reserve_standard_streams()
     try:
-        sys.exit(main(argv))
+        try:
+            exit_code = main(argv)
+        finally:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a lost loader process may yet be told of: here, but not while the cause is named
+        sys.exit(INTERRUPTED if exit_code == STOPPED and StopRequest.interrupted_at is not None else exit_code)
     except (Exception, KeyboardInterrupt) as failure:
         leave(explain(failure))
+    finally:
+        flush_output()

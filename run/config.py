@@ -32,10 +32,12 @@ class Config:
     memory_format: str = setting("auto", "layout of activations; auto: channels_last", choices=("auto", "nchw", "channels_last"))
     output_dir: str | None = setting(None, "folder of log and checkpoints (default: checkpoints/<model>/<time>)")
     overwrite: bool = setting(False, "start afresh in a folder that holds a run, deleting that run")
-    resume: str | None = setting(None, "checkpoint to continue or, with --eval, to evaluate: file, URL, hf-hub:name, or auto (the last one in --output_dir)")
+    resume: str | None = setting(None, "checkpoint to continue or, with --eval, to evaluate: file, URL, hf-hub:name, or auto (newest sound one in its folder)")
     save_freq: int = setting(1, "epochs between numbered checkpoints, of which the last three are kept", at_least=1)
     checkpoint_steps: int | None = setting(None, "optimiser steps between checkpoints inside an epoch (default: none inside)", at_least=1)
     checkpoint_minutes: float | None = setting(None, "minutes between checkpoints inside an epoch (default: none inside)", above=0)
+    on_full_disk: str = setting("stop", "what to do where the disk is full: stop, or wait for room", choices=("stop", "wait"))
+    full_disk_minutes: float = setting(30.0, "minutes to wait for room", above=0)
     on_nonfinite: str = setting(
         "skip",
         "what to do about a step whose loss or gradients are not finite, besides leaving it out: skip: train on, but after --max-skipped-steps in a row go "
@@ -138,6 +140,12 @@ class Config:
         "fast", "decoder, resizing and RandAugment kernels: OpenCV, simplejpeg and torch, or Pillow; the same draws", choices=("fast", "reference")
     )
     num_workers: int | None = setting(None, "loader processes per training process (default: as many as there are cores for, at most 10)", at_least=0)
+    max_bad_images: int = setting(
+        100,
+        "damaged training images (files) that a run bears, another of its class standing in for each; beyond, and at the first where 0, it stops",
+        at_least=0,
+    )
+    skip_bad_images: bool = setting(False, "evaluate without the validation images that are damaged")
     pin_mem: bool = setting(True, "page-locked batches, for faster copies to a GPU")
 
     @property

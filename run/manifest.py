@@ -8,8 +8,11 @@ from run.errors import InputError
 LABELS_MANIFEST = "manifest.json"
 
 
+_CANARY = {"position": int, "pixels": int | None, "erased": list | None, "mixing": list}  # without pixels where the image was damaged
+
+
 def _is_canary(drawn) -> bool:
-    return isinstance(drawn, dict) and {name: type(value) for name, value in drawn.items()} == {"position": int, "pixels": int, "erased": list, "mixing": list}
+    return isinstance(drawn, dict) and drawn.keys() == _CANARY.keys() and all(isinstance(drawn[name], kind) for name, kind in _CANARY.items())
 
 
 def read_manifest(folder: str | Path) -> dict | None:

@@ -158,12 +158,19 @@ class Ema:
             values = [value.to(device) for value in values]
         if device.type == "cpu":
             torch._foreach_lerp_(averages, values, weight=1 - self.decay)
-        else:  # which alone knows the flag: lerp's weight must be a number of the host's, so it is taken apart
-            differences = torch._foreach_sub(values, averages)
-            torch._foreach_mul_(differences, (1 - self.decay) * (1 - found_inf))
-            torch._foreach_add_(averages, differences)
+        else:
+            lerp_unless(found_inf, averages, values, weight=1 - self.decay)
         if self.others[0]:
             torch._foreach_copy_(*self.others)
+
+
+def lerp_unless(found_inf: Tensor, averages: list[Tensor], values: list[Tensor], *, weight: float) -> None:
+    """Move the averages by `weight` of the way to the values; where `found_inf` is 1, not at all. Nothing is read from the device.
+
+    Lerp's own weight must be a number of the host's, so it is taken apart."""
+    differences = torch._foreach_sub(values, averages)
+    torch._foreach_mul_(differences, weight * (1 - found_inf))
+    torch._foreach_add_(averages, differences)
 
 
 def build_ema(cfg: Config, net: nn.Module) -> Ema | None:

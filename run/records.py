@@ -1,9 +1,11 @@
 """What a run leaves in its folder besides checkpoints: args.yaml, log.txt (one JSON object per epoch), TensorBoard events."""
 
+import io
 import json
 import math
 import os
 import platform
+import socket
 import time
 from pathlib import Path
 
@@ -11,46 +13,13 @@ import timm
 import torch
 import torchvision
 
-from run import checkpoint, settings
+from run import checkpoint, disk, settings
 from run.config import Config
 from run.errors import InputError
+from run.folder import LOG_NAME
 from utils import Rank, checkout, log
 
-LOG_NAME = "log.txt"
-
-
-def choose_folder(cfg: Config) -> Path:
-    """The run's folder: as given, else that of the run which --resume continues, else checkpoints/<model>/<time>."""
-    if cfg.output_dir:
-        return Path(cfg.output_dir)
-    if cfg.resume and (Path(cfg.resume).parent / LOG_NAME).is_file():
-        return Path(cfg.resume).parent
-    return Path("checkpoints") / cfg.model / time.strftime("%Y%m%d-%H%M%S")
-
-
-def claim_folder(cfg: Config, rank: Rank) -> Path:
-    """The run's folder, made if need be. InputError where it cannot be written or holds another run; nothing in it changes yet."""
-    folder = choose_folder(cfg)
-    if rank.is_main:
-        if (folder / LOG_NAME).exists() and not (cfg.resume or cfg.overwrite):
-            raise InputError(f"{folder} already holds a run: continue it with --resume auto, delete it with --overwrite, or choose another --output_dir")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / ".writable").touch()
-            (folder / ".writable").unlink()
-        except OSError as error:
-            raise InputError(f"--output_dir {folder} cannot be written ({error.strerror}): choose another folder") from error
-    return folder
-
-
-def find_checkpoint(cfg: Config, folder: Path) -> str | None:
-    """What to continue from: the --resume file, for `auto` the folder's last checkpoint, or None."""
-    if cfg.resume != "auto":
-        return cfg.resume
-    path = folder / checkpoint.LAST
-    if cfg.eval and not path.is_file():
-        raise InputError(f"--resume auto: {folder} holds no {checkpoint.LAST} to evaluate")
-    return str(path) if path.is_file() else None
+CURE = "make room, then --resume auto"
 
 
 def _environment() -> str:
@@ -64,46 +33,51 @@ def _environment() -> str:
 class Records:
     """The run's folder on the first process.
 
-    `start_epoch` is the epoch to train next: lines of log.txt from it on belong to work that is about to be repeated."""
+    `start_epoch` is the epoch to train next: lines of log.txt and numbered checkpoints from it on belong to work that is about to be
+    repeated. InputError where the folder cannot be written, `DiskFull` where it has no room; it may then be opened again."""
 
     def __init__(self, cfg: Config, folder: Path, start_epoch: int):
         self.folder = folder
         self.log_path = folder / LOG_NAME
-        if cfg.overwrite:
-            for path in [self.log_path, folder / "args.yaml", *folder.glob("checkpoint_*.pth"), *folder.glob("events.out.tfevents.*")]:
+        with disk.writing(str(folder), CURE):
+            if cfg.overwrite:
+                self._delete_run()
+            self.rewind(start_epoch)
+            if not (folder / "args.yaml").exists():
+                disk.write_whole(folder / "args.yaml", _environment() + settings.dump(cfg))
+            self.boards = [_TensorBoard(folder, start_epoch), *([_WeightsAndBiases(cfg, folder)] if cfg.project else [])]
+
+    def _delete_run(self) -> None:
+        for path in [self.log_path, self.folder / "args.yaml", *self.folder.glob("checkpoint_*.pth"), *self.folder.glob("events.out.tfevents.*")]:
+            if not path.is_dir():
                 path.unlink(missing_ok=True)
-        self.rewind(start_epoch)
-        if not (folder / "args.yaml").exists():
-            (folder / "args.yaml").write_text(_environment() + settings.dump(cfg), encoding="utf-8")
-        self.boards = [_TensorBoard(folder, start_epoch), *([_WeightsAndBiases(cfg, folder)] if cfg.project else [])]
 
     def rewind(self, start_epoch: int) -> None:
-        """Keep the lines of log.txt before `start_epoch`; move the others, which training repeats, to log_dropped.txt."""
+        """Set aside what belongs to epochs from `start_epoch` on, which training repeats: numbered checkpoints, and lines of log.txt."""
+        with disk.writing(str(self.folder), CURE):
+            checkpoint.set_aside(self.folder, start_epoch)
+            self._drop_lines(start_epoch)
+
+    def _drop_lines(self, start_epoch: int) -> None:
+        """Keep the lines of log.txt before `start_epoch`; move the others, and torn ones, to log_dropped.txt."""
         if not self.log_path.exists():
             return
-        lines = self.log_path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)  # a torn block may hold anything
+        text = self.log_path.read_text(encoding="utf-8", errors="replace")  # a torn block may hold anything
         kept, dropped = [], []
-        for line in lines:
+        for line in text.splitlines():
             epoch = _epoch_of(line)
-            (kept if epoch is not None and epoch < start_epoch else dropped).append(line)
+            (kept if epoch is not None and epoch < start_epoch else dropped).append(line + "\n")
         if dropped:
-            with (self.folder / "log_dropped.txt").open("a", encoding="utf-8") as file:
-                file.writelines(line.rstrip("\n") + "\n" for line in dropped)
+            disk.append_whole(self.folder / "log_dropped.txt", "".join(dropped).encode())
             log.info("%d lines of log.txt from epoch %d on moved to log_dropped.txt: these epochs are trained again", len(dropped), start_epoch)
-            temporary = self.log_path.with_suffix(".tmp")
-            temporary.write_text("".join(kept), encoding="utf-8")
-            os.replace(temporary, self.log_path)
+        if "".join(kept) != text:
+            disk.write_whole(self.log_path, "".join(kept))
 
     def write(self, record: dict) -> None:
-        """Append one epoch's numbers, as strict JSON: what is not a finite number becomes null."""
+        """Append one epoch's numbers, whole or not at all, as strict JSON: what is not a finite number becomes null."""
         record = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
-        try:
-            with self.log_path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, allow_nan=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise InputError(f"{self.log_path} cannot be written ({error.strerror}): make room, then --resume auto") from error
+        with disk.writing(str(self.log_path), CURE):
+            disk.append_whole(self.log_path, (json.dumps(record, allow_nan=False) + "\n").encode())
         for board in self.boards:
             board.write(record)
 
@@ -127,7 +101,7 @@ class NoRecords:
 
 def open_records(cfg: Config, folder: Path, start_epoch: int, rank: Rank) -> Records | NoRecords:
     """Where the run writes its numbers: the folder for the first process, nowhere for the others."""
-    return Records(cfg, folder, start_epoch) if rank.is_main else NoRecords()
+    return disk.FullDisk(cfg, rank).write(lambda: Records(cfg, folder, start_epoch) if rank.is_main else NoRecords())
 
 
 def _epoch_of(line: str) -> int | None:
@@ -139,19 +113,38 @@ def _epoch_of(line: str) -> int | None:
 
 
 class _TensorBoard:
-    def __init__(self, folder: Path, start_epoch: int):
-        from torch.utils.tensorboard import SummaryWriter
+    """A file of events that TensorBoard reads, written an epoch at a time; torch's writer does so from a thread, which dies where the
+    disk is full."""
 
-        self.writer = SummaryWriter(str(folder), purge_step=start_epoch or None)
+    def __init__(self, folder: Path, start_epoch: int):
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        self.path = folder / f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}"
+        opening = [Event(wall_time=time.time(), file_version="brain.Event:2")]
+        repeated = [Event(wall_time=time.time(), step=start_epoch, session_log=SessionLog(status=SessionLog.START))]  # what follows replaces what was there
+        self._append(opening + repeated * (start_epoch > 0))
+
+    def _append(self, events: list) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        buffer = io.BytesIO()
+        writer = RecordWriter(buffer)
+        for event in events:
+            writer.write(event.SerializeToString())
+        disk.append_whole(self.path, buffer.getvalue())
 
     def write(self, record: dict) -> None:
-        for key, value in record.items():
-            if key != "epoch" and value is not None:
-                self.writer.add_scalar(key, value, record["epoch"])
-        self.writer.flush()
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=key, simple_value=value) for key, value in record.items() if key != "epoch" and value is not None]
+        try:
+            self._append([Event(wall_time=time.time(), step=record["epoch"], summary=Summary(value=values))])
+        except OSError as error:
+            log.warning("TensorBoard goes without epoch %d (%s); log.txt has its numbers", record["epoch"], error.strerror)
 
     def close(self) -> None:
-        self.writer.close()
+        """Nothing is open between two epochs."""
 
 
 class _WeightsAndBiases:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from run.config import Config
 from run.skipping import NO_STEP, Skips
-from utils import Rank, any_process, log
+from utils import Rank, any_process, gather_objects, log
 
 
 class NotFinite(Exception):
@@ -41,15 +41,17 @@ class Watch:
         """Tell of steps of `epoch` that were left out since the last look, and find out whether they are too many."""
         if num_skipped > self.num_told:
             why = "loss or gradients were not finite" if skips.unexplained else "their gradients were not finite under float16's loss scale, which was lowered"
-            line = "%d steps of epoch %d left out so far, the last was step %d (learning rate %.2e, %s): %s"
-            log.warning(line, num_skipped, epoch, skips.last_step, lr, self.precision, why)
+            steps = "1 step" if num_skipped == 1 else f"{num_skipped} steps"
+            log.warning(
+                "%s of epoch %d left out so far, the last was step %d (learning rate %.2e, %s): %s", steps, epoch, skips.last_step, lr, self.precision, why
+            )
         self.skips, self.num_told = skips, num_skipped
         self.is_tripped = skips.most_in_a_row >= self.limit or (self.mode != "skip" and skips.unexplained > 0)
 
     def trouble(self, skips: Skips, epoch: int) -> NotFinite:
         """The exception for these counts."""
-        steps = f"{skips.most_in_a_row} steps in a row, the last was" if skips.most_in_a_row > 1 else "a step,"
-        return NotFinite(f"loss or gradients were not finite in {steps} step {skips.last_step} of epoch {epoch}", epoch=epoch, step=skips.last_step)
+        several = f"{skips.most_in_a_row} steps in a row, the last was " if skips.most_in_a_row > 1 else ""
+        return NotFinite(f"loss or gradients were not finite in {several}step {skips.last_step} of epoch {epoch}", epoch=epoch, step=skips.last_step)
 
     def end_epoch(self, rank: Rank, *, epoch: int, num_steps: int, test_loss: float) -> None:
         """NotFinite, in all processes, where too many steps were left out, or all that there are up to the epoch's end and the network
@@ -69,7 +71,7 @@ class Watch:
         """What to try."""
         other = {"float16": ", --amp bf16 or none in place of fp16", "bfloat16": ", --amp none in place of bf16"}.get(self.precision, "")
         clipping = "" if self.has_clipping else ", --clip-grad 1 --clip-mode norm"
-        return f"Checkpoints hold finite weights alone; go on from one with --resume and --allow-config-change, and try a lower --lr{other}{clipping}"
+        return f"Try a lower --lr{other}{clipping}. What this run has saved is finite: --resume auto --allow-config-change goes on from there"
 
 
 def tensors_of(entry, name: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -106,8 +108,9 @@ def first_nonfinite_in(net: nn.Module, forward: Callable[[], None]) -> str | Non
     return found[0] if found else None
 
 
-def require_finite(checkpoint: dict, *, epoch: int, step: int) -> None:
-    """NotFinite where weights, their average or the optimiser's state are not finite, and so not worth saving."""
-    name = first_nonfinite(tensors_of({key: checkpoint[key] for key in ("model", "model_ema", "optimizer")}))
+def require_finite(checkpoint: dict, rank: Rank, *, epoch: int, step: int) -> None:
+    """NotFinite, in all processes, where weights, their average or the optimiser's state are not finite in any: not worth saving."""
+    own = first_nonfinite(tensors_of({key: checkpoint[key] for key in ("model", "model_ema", "optimizer")}))
+    name = next((name for name in gather_objects(own, rank) if name is not None), None)
     if name is not None:
         raise NotFinite(f"{name} is not finite before step {step} of epoch {epoch}, and was not saved", epoch=epoch, step=step)

@@ -38,6 +38,11 @@ SHORT_RUN = [
 ]  # fmt: skip
 
 
+# A network whose checkpoints are small, for tests of files. In channels-last its backward pass crashes in oneDNN (torch 2.14).
+TINY = ["--model=resnet18", "--model-kwargs", "channels=[4,8,8,8]", "layers=[1,1,1,1]", "--memory-format=nchw"]
+TINY_RUN = [*SHORT_RUN, *TINY, "--distillation-type=none"]
+
+
 @pytest.fixture
 def short_run(digits_folder, capsys):
     """Run main in this process on the small folder; returns what it printed. Flags given override those of the short run."""

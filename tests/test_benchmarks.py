@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import loader, models
+from benchmarks import loader, models, soak
 from model.layers import ConvNorm
 from run.errors import InputError
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, TINY, run_command
 from tools import bench_data
 
 
@@ -136,3 +136,35 @@ def test_bench_data_names_what_would_limit_a_run_with_stored_labels():
     assert text.startswith("the model limits this run to about 100 images/s")
     assert text.endswith("With stored teacher labels (--teacher-labels) the loader would limit it, to about 400 images/s")
     assert bench_data.conclude({**rates, "storage": 50.0}, num_workers=2).startswith("the storage limits this run to about 50 images/s")
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_twice_ends_like_one_left_alone(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(soak, "RESULTS", tmp_path / "RESULTS.md")
+    flags = [*TINY, "--checkpoint-steps=1", "--batch-size=128", "--mix-group-size=128", "--num_workers=1"]
+    soak.soak(["--kills=2", "--steps=16", "--record", *flags])
+    out = capsys.readouterr().out
+    assert "2 epochs of 8 steps, left alone" in out
+    assert re.search(r"^\| 2 \| 1 writing, 1 training, 0 starting \| [012] \| 0 \| 0\.00 \| yes \|$", out, re.M)
+    rows = re.findall(r"^\| (processes|memory, MiB|open files) \| (\d+) \| (\d+) \| ([+-]\d+\.\d) \|$", out, re.M)
+    assert [name for name, *_ in rows] == ["processes", "memory, MiB", "open files"] and all(int(early) > 0 for _, early, *_ in rows)
+    recorded = (tmp_path / "RESULTS.md").read_text()
+    assert out.split("\n\n", 1)[1].strip() in recorded and "--kills=2" in recorded and "--record" not in recorded
+    assert re.search(r"^## soak.py, \d{4}-\d\d-\d\d$", recorded, re.M) and f"torch {torch.__version__}" in recorded
+
+
+def test_soak_notices_what_differs_and_what_is_lost(tmp_path, monkeypatch):
+    saved = {name: {"a": torch.ones(2), "b": [1, torch.zeros(1)]} for name in soak.SAVED} | {"epoch": 1, "step": 4}
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        torch.save(saved, tmp_path / name / "checkpoint_last.pth")
+        (tmp_path / name / "log.txt").write_text(f'{{"epoch": 0, "train_loss": 1.5, "epoch_s": {len(name) if name == "two" else 9}}}\n')
+    assert soak.differences(tmp_path / "one", tmp_path / "two") == []
+    saved["model"]["b"][1] += 1e-30
+    torch.save(saved, tmp_path / "two" / "checkpoint_last.pth")
+    (tmp_path / "two" / "log.txt").write_text('{"epoch": 0, "train_loss": 1.25}\n')
+    assert soak.differences(tmp_path / "one", tmp_path / "two") == ["model", "log.txt"]
+    assert soak.position(tmp_path / "one", 8) == 2.5
+    (tmp_path / "one" / "checkpoint_last.pth").write_bytes(b"half")
+    assert soak.position(tmp_path / "one", 8) is None
+    assert soak.continued_at("x\ncontinuing a/checkpoint_last.pth with epoch 3, step 2\n", 8) == 3.25 and soak.continued_at("", 8) == 0

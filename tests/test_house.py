@@ -2,71 +2,88 @@
 
 import ast
 import re
+from graphlib import TopologicalSorter
 
 import pytest
 
 from tests.conftest import ROOT
 
-FLOORS = {"errors": 0, "config": 1, "utils": 1, "losses": 2, "pixels": 1, "augment": 2, "keys": 2, "model": 2}
-FLOORS |= {
-    "datasets": 3,
-    "optim": 3,
-    "checkpoint": 3,
-    "teacher": 3,
-    "export": 3,
-    "records": 3,
-    "run_logs": 2,
-    "plots": 3,
-    "coreml_eval": 1,
-    "label_store": 2,
-    "teacher_labels": 3,
-    "engine": 4,
-    "verify": 4,
-    "compare_logs": 5,
-    "coreml": 5,
-    "main": 5,
-    "formats": 6,
-    "timing": 7,
-    "fuse_eval": 6,
-    "publish": 7,
-    "upload": 7,
+# Which of our modules each may import, besides its own package. Commands and tools may import all of these; `run.errors` is open to all.
+MAY_IMPORT = {
+    "utils": "",
+    "model": "",
+    "run": "utils model",
+    "losses": "run",
+    "loading": "utils run",
+    "datasets": "utils run loading",
+    "engine": "utils run loading losses",
+    "distillation": "utils run loading model datasets engine",
+    "deployment": "utils run loading datasets engine",
+    "reporting": "run loading model",
+    "measuring": "utils run model deployment reporting",
+    "publishing": "run model deployment measuring",
 }
-FILES = sorted(path for folder in (".", "model", "tools", "benchmarks", "tests") for path in (ROOT / folder).glob("*.py"))
+PACKAGES = sorted(path.parent.name for path in ROOT.glob("[!.]*/__init__.py") if path.parent.name not in ("tests", "benchmarks"))
+COMMANDS = {path.stem for path in ROOT.glob("*.py")} - set(MAY_IMPORT)
+FILES = sorted(path for folder in (".", *PACKAGES, "tools", "benchmarks", "tests", "tests/*") for path in ROOT.glob(f"{folder}/*.py"))
+OURS = [path for path in FILES if path.relative_to(ROOT).parts[0] != "tests"]
 
 
 def imports(tree: ast.AST):
+    """Names of modules, and `module.name` of what is imported from one."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("name", [name for name in FLOORS if name != "model" and (ROOT / f"{name}.py").exists()])
-def test_files_import_from_lower_floors_only(name):
-    """`augment` may use `keys` beside it: what it draws is keyed; `teacher` and `records` read through `checkpoint`."""
-    allowed = {
-        ("augment", "keys"),
-        ("teacher", "checkpoint"),
-        ("teacher", "datasets"),
-        ("export", "checkpoint"),
-        ("teacher_labels", "datasets"),
-        ("teacher_labels", "teacher"),
-        ("records", "checkpoint"),
-    }
-    wrong = []
-    for module in imports(ast.parse((ROOT / f"{name}.py").read_text())):
-        top = module.partition(".")[0]
-        if top in FLOORS and FLOORS[top] >= FLOORS[name] and (name, top) not in allowed:
-            wrong.append(top)
-    assert wrong == []
+def module_of(path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def test_architectures_import_layers_but_not_each_other():
-    families = {path.stem for path in (ROOT / "model").glob("*.py")} - {"__init__", "layers", "profile", "ska"}
-    for family in families:
-        used = {name.removeprefix("model.") for name in imports(ast.parse((ROOT / "model" / f"{family}.py").read_text())) if name.startswith("model.")}
-        assert used & families == set(), family
+MODULES = {module_of(path): path for path in OURS}
+
+
+def imported_modules(path) -> set[str]:
+    """Our own modules that a file imports."""
+    names = set(imports(ast.parse(path.read_text())))
+    return (names | {name.rpartition(".")[0] for name in names}) & set(MODULES) - {module_of(path)}
+
+
+@pytest.mark.parametrize("name", MAY_IMPORT)
+def test_packages_import_what_the_table_allows(name):
+    allowed = {name, *MAY_IMPORT[name].split()}
+    for path in [ROOT / f"{name}.py"] if (ROOT / f"{name}.py").exists() else sorted((ROOT / name).glob("*.py")):
+        tops = {module.partition(".")[0] for module in imported_modules(path) - {"run.errors", "run"}}
+        assert tops <= allowed, path
+
+
+def test_every_package_is_in_the_table_and_nothing_imports_in_a_circle():
+    assert set(PACKAGES) <= set(MAY_IMPORT)
+    list(TopologicalSorter({name: allowed.split() for name, allowed in MAY_IMPORT.items()}).static_order())
+    list(TopologicalSorter({module: imported_modules(path) for module, path in MODULES.items()}).static_order())
+
+
+def test_nothing_is_imported_from_commands():
+    """But main.py's own entry, by the published name for evaluating."""
+    users = {(module, name) for module, path in MODULES.items() for name in imported_modules(path) if name in COMMANDS}
+    assert users == {("moganet_valid", "main")}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_say_what_their_files_hold(package):
+    tree = ast.parse((ROOT / package / "__init__.py").read_text())
+    listed = re.findall(r"^(\w+\.py) ", ast.get_docstring(tree), re.M)
+    assert sorted(listed) == sorted(path.name for path in (ROOT / package).glob("*.py") if path.name != "__init__.py")
+    assert len(tree.body) == 1 or package == "model"  # which registers its architectures
+
+
+def test_architectures_import_what_they_share_but_not_each_other():
+    shared = {"layers", "depthwise", "mixers", "nets", "registration", "ska", "ska_triton", "profile"}
+    families = {f"model.{path.stem}" for path in (ROOT / "model").glob("*.py") if path.stem not in {"__init__", *shared}}
+    for family in sorted(families):
+        assert imported_modules(MODULES[family]) & families == set(), family
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -79,13 +96,8 @@ def test_no_code_in_docstrings_and_no_long_functions(path):
             assert [line for line in lines if re.match(r"\s*(def |class |return |import |from \w+ import |self\.)", line)] == []
 
 
-def test_only_utils_knows_the_literal_cuda():
-    users = {
-        path.name
-        for path in FILES
-        if path.parent == ROOT and path.name not in ("utils.py", "config.py", "speed_gpu.py") and re.search(r"\.cuda\(", path.read_text())
-    }
-    assert users == set()
+def test_tensors_are_moved_to_the_device_that_was_chosen():
+    assert [module for module, path in MODULES.items() if re.search(r"\.cuda\(", path.read_text())] == []
 
 
 def test_main_is_a_table_of_contents():

@@ -270,9 +270,9 @@ def test_gradients_are_clipped_at_their_true_size_under_a_loss_scale(digits_fold
 
 def test_first_epoch_is_the_best_so_far_whatever_its_accuracy(tmp_path):
     state = checkpoint.TrainState(net=None, ema=None, optimizer=None, scheduler=None, scaler=None)
-    assert engine._keep_best(state, {"test_acc1": 0.0, "test_ema_acc1": 0.0}) == (True, True)
-    assert engine._keep_best(state, {"test_acc1": 0.0, "test_ema_acc1": 0.0}) == (False, False)
-    assert engine._keep_best(state, {"test_acc1": 3.0}) == (True, False) and state.best_acc1 == 3.0
+    for tested, best, best_ema in (((0.0, 0.0), 0.0, 0.0), ((2.0, None), 2.0, 0.0), ((1.0, 5.0), 2.0, 5.0)):
+        engine._keep_best(state, {key: value for key, value in zip(("test_acc1", "test_ema_acc1"), tested, strict=True) if value is not None})
+        assert (state.best_acc1, state.best_ema_acc1) == (best, best_ema)
 
 
 @pytest.mark.parametrize(
@@ -291,11 +291,6 @@ def test_models_and_optimisers_that_cannot_be_used_are_refused_in_one_line(short
     with pytest.raises(InputError, match=re.escape(words)):
         short_run(*flags, f"--output_dir={tmp_path}")
     assert not (tmp_path / "log.txt").exists()
-
-
-def test_divergence_is_named_with_its_place_and_cure(short_run, tmp_path):
-    with pytest.raises(FloatingPointError, match=r"the loss became (nan|inf).* of epoch \d.*--lr"):
-        short_run("--epochs=3", "--opt=sgd", "--lr=1e30", "--warmup-epochs=0", "--clip-grad=none", f"--output_dir={tmp_path}")
 
 
 @pytest.mark.parametrize(
@@ -325,7 +320,7 @@ def test_errors_reach_the_user_as_one_line(tmp_path):
     assert done.returncode == 1 and done.stderr == "error: unknown flag --epoch; did you mean --epochs?\n"
 
 
-def test_unreadable_image_in_a_worker_is_one_line_too(digits_folder, tmp_path):
+def test_unreadable_image_in_a_worker_is_one_line_where_none_is_borne(digits_folder, tmp_path):
     shutil.copytree(digits_folder, tmp_path / "data")
     victim = next((tmp_path / "data" / "train" / "2").iterdir())
     victim.write_bytes(victim.read_bytes()[:200])
@@ -333,6 +328,7 @@ def test_unreadable_image_in_a_worker_is_one_line_too(digits_folder, tmp_path):
         "main.py",
         *SHORT_RUN,
         "--num_workers=2",
+        "--max-bad-images=0",
         "--no-repeated-aug",
         "--distillation-type=none",
         f"--data-path={tmp_path / 'data'}",

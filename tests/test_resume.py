@@ -12,7 +12,7 @@ import torch
 
 import engine
 import utils
-from run import checkpoint, config
+from run import checkpoint, config, signals
 from run.errors import InputError
 from tests.conftest import ROOT, SHORT_RUN, read_log
 from tests.test_main import states_equal, steady
@@ -70,7 +70,7 @@ def test_killed_inside_an_epoch_and_resumed(never_stopped, digits_folder, tmp_pa
     assert_same_run(tmp_path, never_stopped)
 
 
-class StopAt(utils.StopRequest):
+class StopAt(signals.StopRequest):
     """A request to stop that arrives during one chosen step of the run."""
 
     def __init__(self, calls: int):
@@ -128,7 +128,9 @@ def test_two_processes_stopped_inside_an_epoch_and_resumed(digits_folder, tmp_pa
     finish(start(*launcher, str(script), *flags_of(digits_folder, cut, *flags)), 1)  # the launcher's own code for workers that failed
     saved = torch.load(cut / "checkpoint_last.pth", weights_only=True)
     assert (saved["epoch"], saved["step"], len(saved["loss_sums"])) == (0, 3, 2)
-    finish(start(*launcher, "main.py", *flags_of(digits_folder, cut, *flags, "--resume=auto")), 0)
+    (cut / "checkpoint_7.pth").touch()
+    out = finish(start(*launcher, "main.py", *flags_of(digits_folder, cut, *flags, "--resume=auto")), 0)
+    assert out.count(f"passed over: {cut / 'checkpoint_7.pth'}") == 1  # the first process chooses for both
     assert_same_run(cut, whole)
 
 
@@ -205,4 +207,4 @@ def test_minutes_between_checkpoints(digits_folder, tmp_path, monkeypatch):
     real = checkpoint.save
     monkeypatch.setattr(checkpoint, "save", lambda saved, folder, names: (written.append((saved["epoch"], saved["step"])), real(saved, folder, names)))
     assert main.main(flags_of(digits_folder, tmp_path, "--checkpoint-minutes=1e-9", "--epochs=1")) == 0
-    assert written == [(-1, step) for step in range(1, 6)] + [(0, 0)]
+    assert written == [(-1, step) for step in range(6)] + [(0, 0)]  # the first before the first step

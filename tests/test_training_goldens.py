@@ -12,7 +12,7 @@ import utils
 from distillation.teacher import Teacher, no_teacher, pick_answer
 from loading import augment, keys
 from loading.batches import Batch
-from run import clipping, config, optim
+from run import clipping, config, hardware, optim
 from run.checkpoint import TrainState
 from tests.conftest import ROOT
 from tests.golden.golden import golden_input, load_golden_weights
@@ -44,7 +44,7 @@ def build(cfg):
         ema=optim.build_ema(cfg, net),
         optimizer=optimizer,
         scheduler=optim.build_scheduler(cfg, optimizer),
-        scaler=utils.build_scaler("none", CPU.device),
+        scaler=hardware.build_scaler("none", CPU.device),
     )
     teacher = no_teacher
     if cfg.distillation != "none":
@@ -64,6 +64,7 @@ def test_engine_reproduces_the_published_loop(path, monkeypatch):
     monkeypatch.setattr(engine, "train_step", lambda *args, **kwargs: step_losses.append(real_step(*args, **kwargs)) or step_losses[-1])
     for epoch in range(NUM_EPOCHS):
         done = engine.train_one_epoch(parts, state, batches(epoch), num_steps=NUM_STEPS, epoch=epoch, num_epochs=cfg.epochs, images_per_step=BATCH)
+        state.end_epoch()
         state.scheduler.step(epoch)
         assert done["train_lr"] == pytest.approx(golden["epoch_lr"][epoch], rel=1e-12)
         assert done["train_loss"] == pytest.approx(golden["epoch_loss"][epoch], rel=1e-6)

@@ -3,21 +3,22 @@ import torch
 
 import model
 import utils
+from run import hardware
 
 CPU = torch.device("cpu")
 
 
 def test_precision_and_layout_that_auto_means_on_a_cpu():
-    assert utils.pick_amp("auto", CPU) is None
-    assert utils.pick_memory_format("auto", CPU, None) is torch.channels_last
-    assert utils.pick_memory_format("auto", CPU, torch.bfloat16) is torch.contiguous_format
-    assert utils.pick_memory_format("channels_last", CPU, torch.bfloat16) is torch.channels_last
+    assert hardware.pick_amp("auto", CPU) is None
+    assert hardware.pick_memory_format("auto", CPU, None) is torch.channels_last
+    assert hardware.pick_memory_format("auto", CPU, torch.bfloat16) is torch.contiguous_format
+    assert hardware.pick_memory_format("channels_last", CPU, torch.bfloat16) is torch.channels_last
 
 
 def test_bfloat16_gradients_are_finite_and_repeatable():
     """In channels-last they are not: small feature maps make oneDNN read uninitialised memory."""
     torch.manual_seed(0)
-    memory_format = utils.pick_memory_format("auto", CPU, torch.bfloat16)
+    memory_format = hardware.pick_memory_format("auto", CPU, torch.bfloat16)
     net = model.create_model("recnext_m0", num_classes=4).to(memory_format=memory_format)
     images = torch.randn(8, 3, 32, 32).to(memory_format=memory_format)
     sums = set()
@@ -37,7 +38,7 @@ def test_devices_that_are_not_there_are_refused(name, word):
     if name.startswith("cuda") and torch.cuda.is_available():
         word = "cuda"
     with pytest.raises(ValueError, match=word):
-        utils.pick_device(name)
+        hardware.pick_device(name)
 
 
 def test_unwrapping_gives_the_inner_network():

@@ -29,7 +29,7 @@ from loading import keys
 from loading.images import Images, Names, read_file
 from loading.loaders import count_workers
 from loading.sets import TarMember, TarMembers, read_tar_member
-from run import config
+from run import config, process
 from run.errors import InputError
 
 STORAGE_THREADS = 16
@@ -112,7 +112,7 @@ def main(argv: list[str]) -> None:
     if own.seconds <= 0:
         raise InputError(f"--seconds {own.seconds:g} is no time to measure anything: take a few seconds")
     cfg, notes = config.parse(settings)
-    rank = utils.start_process(cfg.device, cfg.seed)
+    rank = process.start_process(cfg.device, cfg.seed)
     for note in notes:
         utils.log.info(note)
     images, _ = datasets.open_images(cfg)

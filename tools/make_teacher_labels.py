@@ -15,7 +15,7 @@ if __name__ == "__main__":
 
 import utils
 from distillation.generate import make
-from run import config
+from run import config, process
 from run.command import run_process
 from run.errors import InputError
 
@@ -52,11 +52,11 @@ def main(argv: list[str]) -> int:
         print(__doc__)
         return 0
     cfg, epochs, notes = parse(argv)
-    rank = utils.start_process(cfg.device, cfg.seed)
+    rank = process.start_process(cfg.device, cfg.seed)
     for note in notes:
         utils.log.info(note)
     exit_code = make(cfg, epochs, rank)
-    utils.stop_process()
+    process.stop_process()
     return exit_code
 
 

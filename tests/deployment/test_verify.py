@@ -376,9 +376,9 @@ def test_missing_packages_are_named_with_their_cure(trained, tmp_path, monkeypat
         return real(name, *args)
 
     monkeypatch.setattr("importlib.import_module", missing)
-    with pytest.raises(InputError, match="needs the package onnx: pip install -r requirements-weights.txt"):
+    with pytest.raises(InputError, match="needs the package onnx: pip install -r requirements-export.txt"):
         verify.write_verified(trained, tmp_path / "net.onnx", formats.ONNX)
-    with pytest.raises(InputError, match="needs the package coremltools: pip install -r requirements-weights.txt"):
+    with pytest.raises(InputError, match="needs the package coremltools: pip install -r requirements-export.txt"):
         verify.write_verified(trained, tmp_path / "net.mlpackage", coreml.PROGRAM)
 
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import threading
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -217,7 +218,7 @@ def test_several_processes_read_and_write_groups_that_they_share(stored, digits_
     done = run_command("tests/programs/processes.py", json.dumps(runs))
     assert done.returncode == 0, done.stderr
     *fine, stopped, generated = json.loads(done.stdout)
-    assert [codes for codes, _ in (*fine, generated)] == [[0] * 2] * 3 + [[0] * 4], done.stdout
+    assert [codes for codes, *_ in (*fine, generated)] == [[0] * 2] * 3 + [[0] * 4], done.stdout
     for name in ("auto", "read"):
         assert_same_run(tmp_path / name, tmp_path / "online")
     assert epoch_files(tmp_path / "a") == epoch_files(tmp_path / "b") == epoch_files(stored)
@@ -670,6 +671,67 @@ def test_a_changed_file_of_the_same_size_is_caught_at_its_first_group(stored, di
     group = min(plan.groups_and_members(np.arange(position, position + 3))[0]) if position is not None else r"\d+"
     with pytest.raises(InputError, match=rf"epoch {epoch}, group {group}: field pixels: the store has -?\d+, this run has -?\d+ .*a file, the decoder"):
         train(*argv)
+
+
+@pytest.fixture(scope="module")
+def noisy(digits_folder, tmp_path_factory):
+    """The small folder, where one training image that both epochs show became noise of its name and size; and that file."""
+    folder = shutil.copytree(digits_folder, tmp_path_factory.mktemp("noisy") / "data")
+    plan = keys.build_plan(96, repeated_aug=True, group_size=16, lanes=2, data_seed=0)
+    (sample, *_) = set.intersection(*(set(plan.permutation(epoch)[:32].tolist()) for epoch in (0, 1)))
+    path = Path(open_folder(folder / "train").samples[sample])
+    path.write_bytes(np.random.RandomState(0).bytes(path.stat().st_size))
+    return folder, path
+
+
+@pytest.fixture(scope="module")
+def noisy_online(noisy, weights, tmp_path_factory):
+    """A run on that folder with the teacher online."""
+    folder = tmp_path_factory.mktemp("noisy") / "run"
+    assert main.main(flags(noisy[0], weights, f"--output_dir={folder}")) == 0
+    return folder
+
+
+def missing(folder) -> np.ndarray:
+    """(2, 96) whether each position of two epochs lacks a label."""
+    return np.stack([np.fromfile(folder / f"epoch_{epoch:05d}.u16", "<u2") == MISSING for epoch in (0, 1)])
+
+
+def test_labels_of_sound_images_are_not_read_for_what_stands_in_for_them(noisy, noisy_online, labels, train, tmp_path):
+    """Labels were stored before the file was damaged: without the teacher they are refused, with it made anew, and not stored."""
+    before = epoch_files(labels)
+    argv = [f"--teacher-labels={labels}", f"--data-path={noisy[0]}"]
+    with pytest.raises(InputError, match=rf"epoch 0, group \d: {noisy[1]} is damaged .*which the stored label is not for, .*restore the file, or"):
+        train(*argv)
+    out = train(*argv, "--teacher-labels-mode=verify", "--overwrite")
+    assert_same_run(tmp_path / "run", noisy_online)
+    assert epoch_files(labels) == before and "epoch 0: 6 labels are neither read nor stored, for damaged images were replaced" in out
+
+
+def test_labels_of_what_stands_in_are_not_stored_for_the_sound_images(noisy, noisy_online, online, stored, digits_folder, train, tmp_path):
+    """Labels were stored while the file was damaged: all but those of its views and their partners; once it is sound they are added."""
+    argv = [f"--teacher-labels={tmp_path / 'new'}", f"--data-path={noisy[0]}"]
+    train(*argv)
+    assert_same_run(tmp_path / "run", noisy_online)
+    assert missing(tmp_path / "new").sum(1).tolist() == [6, 6]  # three views and whom they are mixed with
+    codes = [np.fromfile(folder / "epoch_00000.u16", "<u2")[~missing(tmp_path / "new")[0]] for folder in (tmp_path / "new", stored)]
+    assert np.array_equal(*codes)
+    train(*argv, "--overwrite")  # the next student reads what there is
+    assert_same_run(tmp_path / "run", noisy_online)
+    assert missing(tmp_path / "new").sum() == 12
+    assert [steady(record)["bad_images"] for record in read_log(tmp_path / "run")] == [3, 3]
+    train(f"--data-path={digits_folder}", argv[0], "--overwrite")
+    assert_same_run(tmp_path / "run", online)
+    assert epoch_files(tmp_path / "new") == epoch_files(stored)
+
+
+def test_the_generator_leaves_labels_of_damaged_images_out_and_says_so(noisy, weights, tmp_path, capsys):
+    argv = flags(noisy[0], weights, "--epochs=0:1", f"--teacher-labels={tmp_path / 'new'}")
+    assert make_teacher_labels.main(argv) == 0
+    out = capsys.readouterr().out
+    assert f"damaged: {noisy[1]} cannot be read as an image" in out and "epoch 0: 6 labels are neither read nor stored" in out
+    with pytest.raises(InputError, match=rf"^{noisy[1]} cannot be read as an image"):
+        make_teacher_labels.main([*argv, "--max-bad-images=0", f"--teacher-labels={tmp_path / 'other'}"])
 
 
 def test_a_changed_crop_is_caught_at_the_first_step(stored, train, monkeypatch):

@@ -11,6 +11,7 @@ from loading import augment, keys
 from loading.batches import TrainingSet
 from loading.sets import load_digits
 from run import config
+from run.errors import InputError
 
 DIGITS = ["--data-set", "DIGITS", "--distillation-type", "none"]
 MIXES = {  # mixup, cutmix, minmax, probability, switch probability
@@ -141,7 +142,7 @@ def test_three_augment_draws_one_of_three_and_jitters():
 
 def test_unknown_policy_is_refused():
     cfg, _ = config.parse([*DIGITS, "--aa", "nonsense"])
-    with pytest.raises(config.InputError, match="--aa nonsense"):
+    with pytest.raises(InputError, match="--aa nonsense"):
         augment.train_transform(cfg)
 
 

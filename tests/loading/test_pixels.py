@@ -303,7 +303,7 @@ def count_decoded_rows(monkeypatch) -> list[int]:
         rows.append(simplejpeg.decode_jpeg_header(data)[0])
         return simplejpeg.decode_jpeg(data, **settings)
 
-    monkeypatch.setattr(pixels, "simplejpeg", types.SimpleNamespace(decode_jpeg=decode_jpeg))
+    monkeypatch.setattr(decoding, "simplejpeg", types.SimpleNamespace(decode_jpeg=decode_jpeg))
     return rows
 
 

@@ -5,6 +5,8 @@ OUT receives, from the first process, each step's loss and gradients, and every 
 import sys
 from pathlib import Path
 
+from run import hardware, process
+
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import torch
@@ -24,7 +26,7 @@ from run.checkpoint import TrainState
 
 def main(out: str, dtype: str, *flags: str) -> None:
     cfg, _ = config.parse(list(flags))
-    rank = utils.start_process(cfg.device, cfg.seed)
+    rank = process.start_process(cfg.device, cfg.seed)
     dtype = getattr(torch, dtype)
     images, _ = datasets.open_images(cfg)
     loader = datasets.build_train_loader(cfg, images, rank)
@@ -35,7 +37,7 @@ def main(out: str, dtype: str, *flags: str) -> None:
         ema=None,
         optimizer=optimizer,
         scheduler=optim.build_scheduler(cfg, optimizer),
-        scaler=utils.build_scaler("none", rank.device),
+        scaler=hardware.build_scaler("none", rank.device),
     )
     torch.manual_seed(7)
     stub = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * cfg.input_size**2, len(images.classes))).to(dtype)
@@ -74,7 +76,7 @@ def main(out: str, dtype: str, *flags: str) -> None:
         everyone = [seen]
     if rank.is_main:
         torch.save({"loss": done["train_loss"], "grads": grads, "seen": sorted(sum(everyone, []))}, out)
-    utils.stop_process()
+    process.stop_process()
 
 
 if __name__ == "__main__":

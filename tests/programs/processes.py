@@ -1,6 +1,6 @@
 """Several processes per command without a launcher: `python tests/programs/processes.py JSON`, one that imports and then forks the others.
 
-JSON is a list of [number of processes, "main" or "make_teacher_labels", arguments]; prints a JSON list of [exit codes, standard error]."""
+JSON is a list of [number of processes, "main" or "make_teacher_labels", arguments]; prints a JSON list of [exit codes, standard error, standard output]."""
 
 import importlib
 import json
@@ -24,11 +24,11 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-def run(module: str, argv: list[str], env: dict[str, str], errors) -> None:
+def run(module: str, argv: list[str], env: dict[str, str], *, errors, output) -> None:
     """One process's life; does not return."""
     os.environ.update(env)
     os.dup2(errors.fileno(), 2)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(output.fileno(), 1)
     torch.set_num_threads(1)
     try:
         os._exit(importlib.import_module(module).main(argv))
@@ -36,19 +36,21 @@ def run(module: str, argv: list[str], env: dict[str, str], errors) -> None:
         command.leave(command.explain(error))
 
 
-def launch(num_processes: int, module: str, argv: list[str]) -> tuple[list[int], str]:
-    """Exit codes of the processes, and what they wrote to standard error."""
+def launch(num_processes: int, module: str, argv: list[str]) -> tuple[list[int], str, str]:
+    """Exit codes of the processes, and what they wrote to standard error and to standard output."""
     shared = {"WORLD_SIZE": num_processes, "LOCAL_WORLD_SIZE": num_processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     children = []
-    with tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryFile("w+") as output:
         for rank in range(num_processes):
             child = os.fork()
             if child == 0:
-                run(module, argv, {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}, errors)
+                env = {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
+                run(module, argv, env, errors=errors, output=output)
             children.append(child)
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         errors.seek(0)
-        return codes, errors.read()
+        output.seek(0)
+        return codes, errors.read(), output.read()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from run import config, settings
-from run.config import Config, InputError
+from run.config import Config
+from run.errors import InputError
 from tests.conftest import ROOT, run_command
 
 DIGITS = ["--data-set", "DIGITS"]

@@ -1,0 +1,143 @@
+"""Whole trees of images, read as the loaders read them, to find what a run would stumble over."""
+
+import contextlib
+import csv
+import os
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from loading.decoding import Encoded
+from loading.images import NO_IMAGE, Images, Names, open_file, read_file
+from loading.loaders import loader_settings
+from loading.sets import TarMembers, list_tar, open_tar_member, read_tar_member
+from run.config import Config
+from run.errors import DamagedImage, InputError
+from utils import Rank
+
+BATCH_SIZE = 64
+REPORT_EVERY_S = 10.0
+
+
+class Problem(NamedTuple):
+    """What is wrong with a file: `problem` is one of the three kinds below."""
+
+    path: str
+    problem: str
+    message: str
+
+
+DAMAGED, NOT_AN_IMAGE, FALLBACK = "damaged", "not an image", "read by the fallback"
+
+
+class Tree(NamedTuple):
+    """The images in and below a folder: parts, each of the files there or of a tar; tars that cannot be read; how many other files there
+    are, which the loaders pass over."""
+
+    parts: list[Images]
+    problems: list[Problem]
+    num_others: int
+
+    @property
+    def num_images(self) -> int:
+        return sum(map(len, self.parts))
+
+
+def find_images(root: Path) -> Tree:
+    """The images in `root`, a folder of any depth without its hidden folders, or a tar. InputError where there are none."""
+    if not root.exists():
+        raise InputError(f"{root}: there is no such folder or tar")
+    paths = _walk(root) if root.is_dir() else [str(root)]
+    files = [path for path in paths if path.lower().endswith(IMG_EXTENSIONS)]
+    tars = [path for path in paths if path.lower().endswith(".tar")]
+    parts, problems = [_unlabelled(Names(files), open_file, read_file)] if files else [], []
+    for path in tars:
+        try:
+            members = list_tar(Path(path))
+        except InputError as error:
+            problems.append(Problem(path, DAMAGED, str(error)))
+            continue
+        if members:
+            parts.append(_unlabelled(TarMembers(members), open_tar_member, read_tar_member))
+    if not parts and not problems:
+        raise InputError(f"{root} holds no images ({', '.join(IMG_EXTENSIONS)}), and no tars of them")
+    return Tree(parts, problems, len(paths) - len(files) - len(tars))
+
+
+def _walk(root: Path) -> list[str]:
+    """The files in and below a folder, in order."""
+    found = []
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        found += [os.path.join(folder, name) for name in sorted(names)]
+    return found
+
+
+def _unlabelled(samples, open_image: Callable, read_bytes: Callable) -> Images:
+    return Images(samples, [0] * len(samples), [""], open_image, read_bytes)
+
+
+class _Checks(Dataset):
+    """Per image, what is wrong with it, or None."""
+
+    def __init__(self, images: Images, *, is_fast: bool):
+        self.images, self.is_fast = images, is_fast
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Problem | None:
+        try:
+            image = self.images.open(index, is_fast=self.is_fast)
+            if isinstance(image, Encoded):
+                image.top(image.shape[0])
+        except DamagedImage as error:
+            return Problem(error.name, NOT_AN_IMAGE if error.reason == NO_IMAGE else DAMAGED, error.reason)
+        reason = getattr(image, "fallback_reason", None)
+        return reason and Problem(str(self.images.samples[index]), FALLBACK, reason)
+
+    def __getitems__(self, indices: list[int]) -> list[Problem | None]:
+        return [self[i] for i in indices]
+
+
+def check(tree: Tree, *, is_fast: bool, num_workers: int, say: Callable[[str], None]) -> Iterator[Problem]:
+    """Each problem of a tree, whose images are read and decoded in `num_workers` processes; `say` hears now and then how far that is."""
+    yield from tree.problems
+    cfg, rank = Config(num_workers=num_workers), Rank(0, 1, 0, 1, torch.device("cpu"))
+    start = reported = time.perf_counter()
+    num_done, num_problems = 0, len(tree.problems)
+    for images in tree.parts:
+        dataset = _Checks(images, is_fast=is_fast)
+        for batch in DataLoader(dataset, batch_size=BATCH_SIZE, **loader_settings(cfg, rank, len(images))):
+            problems = list(filter(None, batch))
+            num_done, num_problems = num_done + len(batch), num_problems + len(problems)
+            yield from problems
+            if (now := time.perf_counter()) - reported > REPORT_EVERY_S:
+                reported, rate = now, num_done / (now - start)
+                left = timedelta(seconds=round((tree.num_images - num_done) / rate))
+                say(
+                    f"{num_done:,} of {tree.num_images:,} images  {num_done / tree.num_images:.1%}  {rate:,.0f} images/s  {num_problems:,} problems  ETA {left}"
+                )
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Callable[[Problem], object]]:
+    """The function that writes a row of a CSV file, which appears once the block is left without an error. InputError where it cannot."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(Problem._fields)
+            yield writer.writerow
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"--out {path} cannot be written ({error.strerror}): name another file") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
