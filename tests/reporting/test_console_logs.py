@@ -56,8 +56,8 @@ def test_evaluations_of_earlier_checkpoints_and_of_other_weights_are_left_out(tm
     runs, notes = read(tmp_path, evaluation + swin_epoch(0, 1.5) + swin_epoch(1, 3.25) + evaluation + cut + evaluation + swin_epoch(2, 4.0))
     assert [[(record["epoch"], record["test_acc1"]) for record in run] for run in runs] == [[(0, 1.5), (1, 3.25), (2, 4.0)]]
     assert notes == [
-        "2 evaluations left out that follow no epoch's training: of an earlier checkpoint",
-        "1 further evaluations of an epoch left out: the first counts",
+        "2 evaluations left out, at no end of an epoch's training: of an earlier checkpoint",
+        "1 evaluation left out, of an epoch that had one: the first counts",
     ]
 
 
