@@ -25,6 +25,15 @@ def _conv(x, weight, bias=None, *, strides, pad_type, pad, dilations, groups):
     return F.conv2d(x, weight, bias, tuple(strides), 0, tuple(dilations), int(groups))
 
 
+def _conv_transpose(x, weight, bias=None, *, strides, pad_type, pad, dilations, groups, output_shape=None):
+    out = F.conv_transpose2d(x, weight, bias, tuple(strides), 0, 0, int(groups), tuple(dilations))
+    top, bottom, left, right = _ints(pad) if pad_type == "custom" else (0, 0, 0, 0)
+    out = out[..., top : out.shape[2] - bottom, left : out.shape[3] - right]
+    if pad_type not in ("custom", "valid") or (output_shape is not None and _ints(output_shape)[2:] != out.shape[2:]):
+        raise NotImplementedError(f"transposed convolution to {output_shape} with padding {pad_type}")
+    return out
+
+
 def _gelu(x, *, mode):
     if mode not in ("EXACT", "TANH_APPROXIMATION"):
         raise NotImplementedError(f"gelu {mode}")
@@ -116,6 +125,7 @@ OPERATORS: dict[str, Callable] = {  # of ML Program, as its documentation define
     "squeeze": lambda x, axes: x.squeeze(_ints(axes)),
     "expand_dims": lambda x, axes: x[tuple(None if i in _ints(axes) else slice(None) for i in range(x.ndim + len(_ints(axes))))],
     "conv": _conv,
+    "conv_transpose": _conv_transpose,
     "gelu": _gelu,
     "upsample_nearest_neighbor": _nearest,
     "upsample_bilinear": _bilinear,
@@ -208,12 +218,23 @@ def weights_of(params) -> Tensor:
 
 def _layer_convolution(layer, x):
     pad = layer.valid.paddingAmounts.borderAmounts
-    if layer.WhichOneof("ConvolutionPaddingType") != "valid" or layer.isDeconvolution:
+    if layer.WhichOneof("ConvolutionPaddingType") != "valid":
         raise NotImplementedError("convolution with other than explicit padding")
+    if layer.isDeconvolution:
+        return _transposed_convolution(layer, x, pad)
     x = F.pad(x, [pad[1].startEdgeSize, pad[1].endEdgeSize, pad[0].startEdgeSize, pad[0].endEdgeSize])
     weight = weights_of(layer.weights).view(layer.outputChannels, layer.kernelChannels, *layer.kernelSize)
     bias = weights_of(layer.bias) if layer.hasBias else None
     return F.conv2d(x, weight, bias, tuple(layer.stride), 0, tuple(layer.dilationFactor), layer.nGroups)
+
+
+def _transposed_convolution(layer, x, pad):
+    """Padding is what is cut off."""
+    weight = weights_of(layer.weights).view(layer.kernelChannels, layer.outputChannels // layer.nGroups, *layer.kernelSize)
+    bias = weights_of(layer.bias) if layer.hasBias else None
+    out = F.conv_transpose2d(x, weight, bias, tuple(layer.stride), 0, 0, layer.nGroups, tuple(layer.dilationFactor))
+    rows, columns = pad
+    return out[..., rows.startEdgeSize : out.shape[-2] - rows.endEdgeSize, columns.startEdgeSize : out.shape[-1] - columns.endEdgeSize]
 
 
 def _layer_matmul(layer, x, y=None):

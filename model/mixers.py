@@ -26,7 +26,26 @@ def run_in_float32(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         return function(*(tensor.float() for tensor in tensors))
 
 
-class RecConv2d(nn.Module):
+class RecursiveConv(nn.Module):
+    """What the forms of recursive convolution share: (B, dim, H, W) -> (B, dim, H, W).
+
+    A form defines `_mix`, its recursion, and `convs`, the last of which gives the output."""
+
+    def _mix(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return self._mix(x)
+        # Nothing normalises between the levels, and their running sum can pass float16's 65504.
+        return run_in_float32(self._mix, x)
+
+    def scale_output(self, scale: Tensor) -> None:
+        """Multiply the output's channels by `scale` (dim,), in place and for good."""
+        self.convs[-1].weight *= scale.view(-1, 1, 1, 1)
+
+
+class RecConv2d(RecursiveConv):
     """Depthwise convolutions over a pyramid of `level` halvings of the input: (B, dim, H, W) -> (B, dim, H, W).
 
     One strided convolution is shared by all halvings; coming up, each level's convolution sees its input plus the level below, resized by
@@ -50,16 +69,6 @@ class RecConv2d(nn.Module):
                 x = finer + interpolate(x, size=finer.shape[2:], mode=self.mode)
             x = conv(x)
         return x
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            return self._mix(x)
-        # Nothing normalises between the levels, and their running sum can pass float16's 65504.
-        return run_in_float32(self._mix, x)
-
-    def scale_output(self, scale: Tensor) -> None:
-        """Multiply the output's channels by `scale` (dim,), in place and for good."""
-        self.convs[-1].weight *= scale.view(-1, 1, 1, 1)
 
 
 # ---- linear attention. Shapes: D query and key channels, E value channels, N positions; leading dimensions are batch and head.

@@ -1,4 +1,4 @@
-"""RecNeXt-M: recursive depthwise convolutions as token mixer.
+"""RecNeXt-M: recursive depthwise convolutions as token mixer, or what they were compared with.
 
 Paper: RecConv: Efficient Recursive Convolutions for Multi-Frequency Representations (https://arxiv.org/abs/2412.19628)
 Source: https://github.com/suous/RecNeXt (Apache-2.0); state-dict names are the published ones.
@@ -6,15 +6,16 @@ Source: https://github.com/suous/RecNeXt (Apache-2.0); state-dict names are the 
 
 from torch import nn
 
-from model.mixers import RecConv2d
 from model.nets import Downsample, MixerBlock, Stage, StagedNet, Stem, strided_conv
+from model.recconv import build_mixer
 from model.registration import DISTILLATION_TAGS, register, staged_pretrained_cfgs
 
 
 class RecNeXtM(StagedNet):
     """RecNeXt-M: (B, in_chans, H, W) -> (B, num_classes), for H and W from 32 up.
 
-    `dims` and `depths` give each stage's channels and blocks; `drop_path_rate` is the same in every block."""
+    `dims` and `depths` give each stage's channels and blocks; `mixer` is one of `model.recconv.MIXERS`, some of which ask more of H and W;
+    `drop_path_rate` is the same in every block."""
 
     def __init__(
         self,
@@ -22,6 +23,7 @@ class RecNeXtM(StagedNet):
         dims: tuple[int, ...],
         depths: tuple[int, ...],
         mlp_ratio: float = 2,
+        mixer: str = "rec_5x5",
         in_chans: int = 3,
         num_classes: int = 1000,
         distillation: bool = False,
@@ -32,7 +34,7 @@ class RecNeXtM(StagedNet):
         stages = []
         for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
             downsample = Downsample(strided_conv(dims[i - 1]), dims[i - 1], mlp_ratio) if i > 0 else nn.Identity()
-            blocks = [MixerBlock(RecConv2d(dim, level=4 - i), dim, mlp_ratio, drop_path_rate=drop_path_rate) for _ in range(depth)]
+            blocks = [MixerBlock(build_mixer(mixer, dim, level=4 - i), dim, mlp_ratio, drop_path_rate=drop_path_rate) for _ in range(depth)]
             stages.append(Stage(downsample, nn.Sequential(*blocks)))
         super().__init__(
             stem=Stem(in_chans, dims[0]),

@@ -222,7 +222,7 @@ class ReXNetV1Lite(ReXNet):
         )
 
 
-VARIANTS = {"rexnetv1": {}} | {f"rexnetv1_{width}".replace(".", "_"): {"width_mult": width} for width in (0.9, 1.0, 1.3, 1.5, 2.0, 3.0)}
+VARIANTS = {"rexnetv1": {}} | {f"rexnetv1_{width}".replace(".", "_"): {"width_mult": width} for width in (0.9, 1.0, 1.3, 1.5, 2.0, 2.2, 3.0)}
 LITE_VARIANTS = {"rexnetv1_lite": {}} | {f"rexnetv1_lite_{width}".replace(".", "_"): {"multiplier": width} for width in (1.0, 1.3, 1.5, 2.0)}
 register(VARIANTS, ReXNetV1, {name: pretrained_cfg("features.0", "output.1", license="mit") for name in VARIANTS}, has_distillation=False)
 register(LITE_VARIANTS, ReXNetV1Lite, {name: pretrained_cfg("features.0", "output.4", license="mit") for name in LITE_VARIANTS}, has_distillation=False)

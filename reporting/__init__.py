@@ -1,6 +1,7 @@
 """What runs and networks have to say: logs and weights in, tables and pictures out.
 
 logs.py             read training logs, ours and others'
+console_logs.py     epochs from what programs print
 comparison.py       runs side by side in tables
 following.py        progress of running jobs
 plots.py            curves of runs

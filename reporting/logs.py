@@ -1,7 +1,8 @@
-"""Reading training logs: the only file that knows their formats.
+"""Reading training logs: with console_logs.py, all that knows their formats.
 
-A log is one JSON object per epoch (ours, and those the DeiT family publishes) or timm's `summary.csv`. Logs of real jobs are cut, resumed and concatenated:
-what is read is as much as can be trusted, and every line left out is accounted for in a note. Nothing here imports torch, so that tables appear at once.
+A log is one JSON object per epoch (ours, and those the DeiT family publishes), timm's `summary.csv` or what a program printed. Logs of real jobs
+are cut, resumed and concatenated: what is read is as much as can be trusted, and every line left out is accounted for in a note. Nothing here
+imports torch, so that tables appear at once.
 """
 
 import csv
@@ -14,6 +15,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from reporting import console_logs
 from run.errors import InputError
 
 Record = dict[str, float]  # one epoch, by our key names; `epoch` and `n_parameters` are whole, the others may be NaN or absent
@@ -32,8 +34,8 @@ SPELLINGS = {  # our key: what DeiT's descendants and timm call the same column
     "eval_s": ("eval_s",),
 }
 MEASURES = ("train_loss", "test_loss", "test_acc1", "test_ema_acc1")  # an object without any of these is no epoch
-GENERIC_STEMS = ("log", "summary")  # every run's file has this name: the folder's says more
-FOLDER_PATTERNS = ("*.txt", "*.jsonl", "summary.csv")
+GENERIC_STEMS = ("log", "log_rank0", "summary")  # every run's file has this name: the folder's says more
+FOLDER_PATTERNS = ("*.txt", "*.log", "*.jsonl", "summary.csv")
 SET_ASIDE = "log_dropped.txt"  # where our training keeps the lines that a resumed run repeats: no run of its own
 
 
@@ -107,7 +109,8 @@ def _folder_logs(folder: Path) -> list[Path]:
 def read_log(path: Path, *, is_named: bool = True) -> Reading:
     """Runs of one file, and notes on what was left out; without runs, a note says why.
 
-    A file that was not named and holds no JSON object is taken for another text and passed over in silence. Raises InputError if it cannot be read."""
+    A file that was not named and holds neither a JSON object nor an evaluation is taken for another text and passed over in silence.
+    Raises InputError if it cannot be read."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -118,6 +121,8 @@ def read_log(path: Path, *, is_named: bool = True) -> Reading:
     if not text.strip():
         return Reading(notes=["is empty: no epoch was written"])
     objects, notes = _csv_objects(text) if _is_csv(text) else _json_objects(text)
+    if not any(map(_record, objects)) and console_logs.ACCURACY.search(text):
+        objects, notes = console_logs.read_epochs(text)
     if not objects and not is_named and not text.lstrip().startswith("{"):
         return Reading()
     records = [record for record in map(_record, objects) if record]

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import model
 
-SIZE = (64, 96)  # height and width; every network's last map keeps more than one position
+SIZE = (64, 128)  # height and width; every network's last map keeps more than one position
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 

@@ -16,8 +16,10 @@ from timm.data.random_erasing import RandomErasing
 import main
 import model
 from loading import augment, keys
-from run import checkpoint, config
+from model.recconv import MIXERS, build_mixer
+from run import checkpoint, config, network
 from run.config import Config
+from run.errors import InputError
 from run.optim import scaled_lr
 from tests.conftest import ROOT, read_log
 
@@ -184,6 +186,32 @@ def test_recipe_trains_two_steps(path, small_folder, weights, tmp_path, capsys):
     assert moments == ({"momentum_buffer"} if recipe.opt == "sgd" else {"step", "exp_avg", "exp_avg_sq"})
     assert (saved["model_ema"] is not None) == ("test_ema_acc1" in record) == recipe.model_ema
     assert saved["crop_pct"] == augment.crop_pct(ran)
+
+
+@pytest.mark.parametrize("size", [224, 384])
+def test_ablation_recipes_take_every_mixer_that_they_name_at_their_size(size):
+    path = ROOT / "recipes" / f"ablation_m1_120e_{size}.yaml"
+    named = set(re.findall(r"\b((?:rec_)?\w*\dx\d\w*)(?: \(their bxb\))? \d\d\.\d\d\b", header(path))) - {"rec_7x7_nearest_ssm"}
+    assert named <= set(MIXERS) and len(named) == (7 if size == 224 else 10)
+    shallow = ["--data-path=data", "--model-kwargs", "depths=[1, 1, 1, 1]"]
+    for mixer in named:
+        net = network.build(parse(path, *shallow, f"mixer={mixer}"), 4, distillation=False)
+        assert type(net.stages[0].blocks[0].token_mixer) is type(build_mixer(mixer, 48, level=4))
+    if size == 224:
+        with pytest.raises(InputError, match=r"does not take images of --input-size 224 .*multiples of 64"):
+            network.build(parse(path, *shallow, "mixer=rec_convtrans_7x7_basic"), 4, distillation=False)
+
+
+@pytest.mark.parametrize("mixer", ["rec_7x7_unpool", "rec_convtrans_7x7_split"])
+def test_ablation_trains_and_its_checkpoint_is_evaluated(mixer, small_folder, weights, tmp_path, capsys):
+    path = ROOT / "recipes" / "ablation_m1_120e_384.yaml"
+    flags = [*small_flags(path, small_folder, weights, tmp_path), "--model-kwargs", f"mixer={mixer}", "depths=[1, 1, 1, 1]"]
+    main.main(["--config", str(path), *flags])
+    (record,) = read_log(tmp_path)
+    assert math.isfinite(record["train_loss"])
+    capsys.readouterr()
+    main.main(["--config", str(path), *flags, "--eval", f"--resume={tmp_path / 'checkpoint_last.pth'}"])
+    assert f"{record['test_acc1']:.3f}" in capsys.readouterr().out
 
 
 def test_finetuning_drops_the_heads_of_other_classes(small_folder, weights, tmp_path, capsys):

@@ -38,10 +38,10 @@ SUFFIXES = {
 }
 
 
-def make_trained(name: str, folder: Path, *, size: int = 64, seed: int = 0) -> weights.Trained:
-    """A network in the state of a trained one, with its checkpoint in `folder`."""
+def make_trained(name: str, folder: Path, *, size: int = 64, seed: int = 0, **kwargs) -> weights.Trained:
+    """A network in the state of a trained one, with its checkpoint in `folder`; `kwargs` are further arguments of its architecture."""
     torch.manual_seed(seed)
-    kwargs = {"img_size": size} if timm.get_pretrained_cfg(name).fixed_input_size else {}
+    kwargs |= {"img_size": size} if timm.get_pretrained_cfg(name).fixed_input_size else {}
     net = randomise(model.create_model(name, num_classes=7, distillation=True, **kwargs))
     source = folder / f"{name}_{seed}.pth"
     names = [f"class {i}" for i in range(7)]
@@ -85,6 +85,14 @@ def test_models_export_and_agree(name, fmt, tmp_path):
     assert described["verified"]["largest_relative_difference"] < 1e-5
     assert described["verified"]["batch_sizes"] == [1, 3, 4]
     assert described["way"] == {"ONNX": "dynamo", "TorchScript": "torch.jit.script"}[fmt.name]
+
+
+@pytest.mark.parametrize(("mixer", "key"), [("rec_7x7_unpool", "onnx"), ("rec_convtrans_3x3_group", "coreml"), ("rec_convtrans_3x3_split", "coreml-legacy")])
+def test_mixers_of_the_ablation_export_too(mixer, key, tmp_path):
+    fmt, suffix = SUFFIXES[key]
+    trained = make_trained("recnext_m1", tmp_path, mixer=mixer, dims=[16, 32, 64, 128], depths=[1, 1, 1, 1])
+    described = verify.write_verified(trained, tmp_path / f"net{suffix}", fmt)
+    assert described["verified"]["largest_relative_difference"] < (1e-2 if key == "coreml" else 1e-5)  # a program is in float16
 
 
 def test_batch_of_an_onnx_file_is_free_and_its_opset_stated(written):

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from timm.models.rexnet import RexNet
 
 import model
 import rexnetv1
 import rexnetv1_lite
 from model.rexnet import Bottleneck, multiple_of_8
+from tests.golden.golden import load_golden_weights
 
 
 def out_channels(net) -> list[int]:
@@ -21,6 +23,17 @@ def test_channels_grow_linearly():
     assert out_channels(narrow)[0] == 16
     assert narrow.features[0].out_channels == 32
     assert narrow.num_features == 640
+
+
+def test_width_without_a_golden_is_timms_network():
+    """2.2 times as wide, with the same tensors in the same order under timm's names."""
+    net = load_golden_weights(model.create_model("rexnetv1_2_2", num_classes=7)).eval()
+    other = RexNet(width_mult=2.2, num_classes=7).eval()
+    weights = zip(other.state_dict().items(), net.state_dict().values(), strict=True)
+    other.load_state_dict({name: ours.reshape(theirs.shape) for (name, theirs), ours in weights})
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), other(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("chs", "rounded"), [(3, 8), (27, 32), (35, 32), (19, 24), (44, 48), (36, 40)])
