@@ -165,10 +165,12 @@ def _whole_number(entry: dict, name: str, where: str) -> int:
 
 
 def _categories(entries: list[dict], path: Path) -> dict[int, tuple[int, str]]:
-    """Label and name by category id, in the order of the ids."""
+    """Label and name by category id, in the order of the ids; no two names alike."""
     names = {_whole_number(entry, "id", f"{path}, categories"): str(entry.get("name", entry["id"])) for entry in entries}
     if not names or len(names) != len(entries):
         raise InputError(f"{path} has {len(entries)} categories with {len(names)} different ids: it needs at least one, each with its own id")
+    words = list(names.values())
+    names = {key: f"{name} ({key})" if words.count(name) > 1 else name for key, name in names.items()}
     return {key: (label, names[key]) for label, key in enumerate(sorted(names))}
 
 

@@ -53,8 +53,7 @@ def load_backbone(net: nn.Module, name: str, source: str) -> list[str]:
     Returns, and logs, the names in the file that were left out: those of its heads. InputError where anything else is missing or left over."""
     where = f"--backbone-weights {source}"
     state = checkpoint.weights(checkpoint.read(source), where=where)
-    body = net.backbone.body
-    own = body.model if hasattr(body, "model") else body
+    own = getattr(net.backbone.body, "model", net.backbone.body)
     heads = _heads(name)
     dropped = [key for key in state if key.partition(".")[0] in heads and key not in own.state_dict()]
     checkpoint.load_weights(own, {key: value for key, value in state.items() if key not in dropped}, where=where)

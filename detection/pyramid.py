@@ -16,18 +16,31 @@ from model.lsnet import LSNet
 from model.registration import REGISTERED
 from run.errors import InputError, first_line
 
+# timm's families take these options or refuse them: the network itself, whose checkpoints load by name, not a list of its layers
+# renamed; images of any size, where attention windows are said to be for one alone.
+_TIMM_OPTIONS = ({"feature_cls": "getter", "strict_img_size": False}, {"feature_cls": "getter"}, {})
+
+
+def _create(name: str, options: dict) -> nn.Module:
+    """The features of `name`, with the first of timm's options that its family does not refuse."""
+    for extra in _TIMM_OPTIONS:
+        try:
+            return model.create_model(name, **options, **extra)
+        except TypeError as error:
+            refused = error
+    raise refused
+
 
 def build_body(name: str, *, pretrained: bool = False) -> nn.Module:
     """The network `name` without heads and drop path: (B, 3, H, W) -> its last four feature maps, of doubling strides from 4 or 8 on.
 
     InputError where no such network is known, or it has no such maps at any image size."""
     options = {"features_only": True, "out_indices": (-4, -3, -2, -1), "pretrained": pretrained}
-    if name.partition(".")[0] in REGISTERED:
-        options["drop_path_rate"] = 0.0
-    elif not timm.is_model(name):
+    is_ours = name.partition(".")[0] in REGISTERED
+    if not is_ours and not timm.is_model(name):
         raise InputError(f"--model {name} is no model that timm or this project knows")
     try:
-        body = model.create_model(name, **options)
+        body = model.create_model(name, drop_path_rate=0.0, **options) if is_ours else _create(name, options)
         with torch.no_grad():
             body.eval()(torch.zeros(1, 3, 64, 96))
     except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError, OSError) as error:
