@@ -74,8 +74,8 @@ def restored(detection: dict[str, Tensor], size: tuple[int, int], original_size:
 
 def pasted(detection: dict[str, Tensor], size: tuple[int, int]) -> Iterator[Tensor]:
     """The masks (height, width), bool, of a `restored` detection in the image of `size`, one by one, for all at once may not fit into memory."""
-    for mask, box in zip(detection["masks"].split(1), detection["boxes"].split(1), strict=True):
-        yield paste_masks_in_image(mask, box, size)[0, 0] >= 0.5
+    for mask, box in zip(detection["masks"], detection["boxes"], strict=True):
+        yield paste_masks_in_image(mask[None], box[None], size)[0, 0] >= 0.5
 
 
 class _SharedBatchNorm2d(nn.BatchNorm2d):
