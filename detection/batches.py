@@ -134,12 +134,12 @@ class StepSampler:
 def load_image(data: CocoData, index: int, max_size: tuple[int, int]) -> np.ndarray:
     """Image `index` (H, W, 3), uint8, resized to fit; InputError where it cannot be read or has another size than the annotations say."""
     path = data.file(index)
-    image = decoding.Encoded(read_file(path), lambda: open_file(path))
+    image = decoding.Encoded(read_file(path), lambda: open_file(path)) if decoding.simplejpeg else np.array(open_file(path))
     height, width = data.sizes[index].tolist()
     if image.shape[:2] != (height, width):
         raise InputError(f"{path} is {image.shape[1]}x{image.shape[0]} pixels, {data.path} says {width}x{height}: correct the one or the other")
     size = fitted(height, width, max_size)
-    view = image.top(height)
+    view = decoding.top(image, height)
     return view if size == (height, width) else pixels.resized(view, size, InterpolationMode.BILINEAR)
 
 

@@ -3,6 +3,7 @@
 Format: https://cocodataset.org/#format-data. Any data set may bring categories of its own; labels follow the order of their ids."""
 
 import json
+import math
 import os
 import pickle
 from array import array
@@ -125,6 +126,7 @@ def read(path: str | Path, folder: str | Path, *, has_masks: bool) -> CocoData:
     counts = np.bincount([place_of[one["image_id"]] for one in objects], minlength=len(images))
     corners, sides = np.split(np.array([one["bbox"] for one in objects], dtype=np.float64), 2, axis=1)
     limits = np.repeat(sizes[:, ::-1], counts, axis=0)
+    boxes = np.hstack([np.clip(corners, 0, limits), np.clip(corners + sides, 0, limits)]).astype(np.float32)
     areas = np.array([one.get("area", one["bbox"][2] * one["bbox"][3]) for one in objects], dtype=np.float64)
     is_crowd = np.array([bool(one.get("iscrowd", 0)) for one in objects])
     return CocoData(
@@ -134,9 +136,9 @@ def read(path: str | Path, folder: str | Path, *, has_masks: bool) -> CocoData:
         file_names=Names(image["file_name"] for image in images.values()),
         sizes=sizes,
         starts=np.concatenate([[0], np.cumsum(counts)]),
-        boxes=np.hstack([np.clip(corners, 0, limits), np.clip(corners + sides, 0, limits)]).astype(np.float32),
+        boxes=boxes,
         labels=np.array([categories[one["category_id"]][0] for one in objects], dtype=np.int64),
-        is_target=~is_crowd & (sides >= 1).all(1) & (areas > 0),
+        is_target=~is_crowd & (sides >= 1).all(1) & (areas > 0) & (boxes[:, 2:] > boxes[:, :2]).all(1),
         segmentations=_Packed(one.get("segmentation") if has_masks else None for one in objects),
         category_ids=list(categories),
         class_names=[name for _, name in categories.values()],
@@ -207,7 +209,7 @@ def _problem(entry: dict, images: dict, categories: dict, *, has_masks: bool) ->
         known = ", ".join(map(str, list(categories)[:10]))
         return f"category_id {entry.get('category_id')} is not among the categories ({known}{', ...' if len(categories) > 10 else ''}): add it or correct it"
     box = entry.get("bbox")
-    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(one, int | float) and np.isfinite(one) for one in box)):
+    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(one, int | float) and math.isfinite(one) for one in box)):
         return f"bbox is {json.dumps(box)}, it must be [x, y, width, height] in pixels"
     (x, y, width, height), image_size = box, (image["width"], image["height"])
     if min(x, y, width, height) < -TOLERANCE or x + width > image_size[0] + TOLERANCE or y + height > image_size[1] + TOLERANCE:

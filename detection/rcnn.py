@@ -73,12 +73,12 @@ class AlignedRoIAlign(MultiScaleRoIAlign):
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         rois, levels = convert_boxes_to_roi_format(boxes), self.map_levels(boxes)
-        pooled = rois.new_zeros(len(rois), x["0"].shape[1], *self.output_size)
-        for level, (name, scale) in enumerate(zip(self.featmap_names, self.scales, strict=True)):
-            places = torch.where(levels == level)[0]
-            part = roi_align(x[name].float(), rois[places], self.output_size, scale, self.sampling_ratio, aligned=True)
-            pooled = pooled.index_copy(0, places, part)
-        return pooled
+        places = [torch.where(levels == level)[0] for level in range(len(self.scales))]
+        parts = [
+            roi_align(x[name].float(), rois[own], self.output_size, scale, self.sampling_ratio, aligned=True)
+            for name, scale, own in zip(self.featmap_names, self.scales, places, strict=True)
+        ]
+        return torch.cat(parts)[torch.cat(places).argsort()]
 
 
 class BoxPredictor(FastRCNNPredictor):

@@ -152,3 +152,9 @@ def test_an_image_of_another_size_than_the_annotations_say_is_named(tmp_path):
     data = coco.read(made.write(tmp_path, content), tmp_path, has_masks=False)
     with pytest.raises(InputError, match="0.jpg is 96x64 pixels, .*annotations.json says 96x65"):
         batches.load_image(data, 0, MAX_SIZE)
+
+
+def test_without_the_fast_decoder_pillow_reads(data, monkeypatch):
+    fast = batches.load_image(data, 0, MAX_SIZE)
+    monkeypatch.setattr(batches.decoding, "simplejpeg", None)
+    assert np.abs(batches.load_image(data, 0, MAX_SIZE).astype(int) - fast).max() <= 2

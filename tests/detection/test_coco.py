@@ -44,6 +44,7 @@ def test_boxes_under_a_pixel_and_without_area_are_dropped_and_rounding_is_clippe
         first | {"id": 91, "bbox": [4, 8, 20, 0]},
         first | {"id": 92, "area": 0},
         first | {"id": 93, "bbox": [86, -0.5, 10.6, 20]},
+        first | {"id": 94, "bbox": [-1, 8, 1, 16]},  # nothing of it is left
     ]
     data = coco.read(made.write(tmp_path, content), tmp_path, has_masks=False)
     boxes = data.target(0, has_masks=False)["boxes"]
