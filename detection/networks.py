@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import timm
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import resize_boxes
 
@@ -14,7 +14,7 @@ from detection.rcnn import RCNN
 from detection.retinanet import RetinaNet
 from run import checkpoint
 from run.errors import InputError
-from utils import log
+from utils import all_sum, log
 
 DETECTORS = ("mask_rcnn", "faster_rcnn", "retinanet")
 
@@ -78,6 +78,18 @@ def pasted(detection: dict[str, Tensor], size: tuple[int, int]) -> Iterator[Tens
         yield paste_masks_in_image(mask[None], box[None], size)[0, 0] >= 0.5
 
 
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum of every process's values, on each; every process's loss depends on it, so that its gradients are summed too."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor) -> Tensor:
+        return all_sum(values.clone())
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return all_sum(grad.clone())
+
+
 class _SharedBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm whose statistics in training are those of all processes' batches; torch's own synchronised one needs a GPU."""
 
@@ -85,10 +97,10 @@ class _SharedBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         full = x.float()
-        *sums, count = all_reduce(torch.cat([full.sum((0, 2, 3)), full.new_tensor([x.numel() / x.shape[1]])])).unbind()
+        *sums, count = _SumOverProcesses.apply(torch.cat([full.sum((0, 2, 3)), full.new_tensor([x.numel() / x.shape[1]])])).unbind()
         mean = torch.stack(sums) / count
         centred = full - mean.view(-1, 1, 1)
-        var = all_reduce(centred.square().sum((0, 2, 3))) / count
+        var = _SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * count / (count - 1), self.momentum)
@@ -102,7 +114,7 @@ def synchronised(net: nn.Module, device: torch.device) -> nn.Module:
     if net.backbone.keeps_statistics:
         return net
     if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        return convert_sync_batchnorm(net)
     for module in net.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = _SharedBatchNorm2d
