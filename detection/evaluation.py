@@ -58,9 +58,8 @@ def evaluate(data: CocoData, entries: list[dict], metrics: tuple[str, ...] = ("b
     figures, per_class = {}, {}
     truth = COCO(_complete(parse(data.path)))
     for metric in metrics:
-        scored = [{key: value for key, value in one.items() if metric == "segm" or key != "segmentation"} for one in entries]
-        if metric == "segm":  # masks are counted small or large by their own area, not their box's
-            scored = [{key: value for key, value in one.items() if key != "bbox"} for one in scored]
+        # Copies, for they are added to; masks are counted small or large by their own area, not their box's.
+        scored = [{key: value for key, value in one.items() if metric != "segm" or key != "bbox"} for one in entries]
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation = COCOeval_faster(truth, truth.loadRes(scored), metric)
             evaluation.run()

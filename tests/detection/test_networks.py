@@ -78,7 +78,6 @@ COUNTS = {
     ("mask_rcnn", "recnext_m4"): recnext(SMALL, (5, 5, 25, 4), 2, recnext_m_block) + pyramid(SMALL) + PROPOSALS + BOXES + MASKS,
     ("mask_rcnn", "recnext_m5"): recnext(LARGE, (7, 7, 35, 2), 2, recnext_m_block) + pyramid(LARGE) + PROPOSALS + BOXES + MASKS,
     ("mask_rcnn", "recnext_a3"): recnext(SMALL, (3, 3, 13, 2), 1.875, recnext_a_block) + pyramid(SMALL) + PROPOSALS + BOXES + MASKS,
-    ("faster_rcnn", "recnext_m3"): recnext(SMALL, (3, 3, 13, 2), 2, recnext_m_block) + pyramid(SMALL) + PROPOSALS + BOXES,
     ("mask_rcnn", "lsnet_t"): lsnet_t() + pyramid(LSNET) + conv(256, 256, 2) + conv(256, 256, 3) + PROPOSALS + BOXES + MASKS,
     ("retinanet", "lsnet_t"): lsnet_t() + pyramid(LSNET) + conv(384, 256, 3) + RETINANET,
 }
