@@ -2,13 +2,14 @@
 
 Paper: LSNet: See Large, Focus Small (https://arxiv.org/abs/2503.23135)
 Source: https://github.com/jameslahm/lsnet (Apache-2.0); state-dict names are the published ones.
-Differences: `img_size` builds the tables of attention biases for other sizes than 224, for training; a `_distill` network built without
-distillation keeps both heads and trains their mean.
+Differences: `img_size` builds the tables of attention biases for other sizes than 224, for training; feature maps are to be had at any
+size, logits at the built one alone; a `_distill` network built without distillation keeps both heads and trains their mean.
 """
 
 import torch
 from timm.layers import SqueezeExcite, calculate_drop_path_rates, to_2tuple
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from model.layers import (
     LEVIT_CONV_NAMES,
@@ -99,7 +100,9 @@ def attention_bias_index(resolution: tuple[int, int]) -> tuple[Tensor, int]:
 
 
 class Attention(nn.Module):
-    """Softmax attention with a bias per head and offset: (B, dim, H, W) -> (B, dim, H, W), for (H, W) = `resolution` only."""
+    """Softmax attention with a bias per head and offset: (B, dim, H, W) -> (B, dim, H, W).
+
+    The biases are for maps of `resolution`; on another their table is resized as a picture, bicubically, as the published detectors do."""
 
     def __init__(self, dim: int, *, num_heads: int, key_dim: int, resolution: tuple[int, int]):
         super().__init__()
@@ -116,15 +119,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, dim, height, width = x.shape
-        if not torch.jit.is_tracing() and (height, width) != self.resolution:
-            raise ValueError(
-                f"the biases of this attention are for maps of {self.resolution[0]}x{self.resolution[1]}, not {height}x{width}: "
-                "resize the images to the network's img_size (224), or train one with img_size=(height, width)"
-            )
         q, k, v = keep_layout(self.qkv(x)).split(self.split_dims, dim=1)
         shape = [batch, self.num_heads, -1, height * width]
         q, k, v = keep_layout(self.dw(dense(q))).reshape(shape), k.reshape(shape), v.reshape(shape)
-        scores = (q * self.scale).transpose(-2, -1) @ k + self.attention_biases[:, self.attention_bias_idxs]
+        biases = self.attention_biases[:, self.attention_bias_idxs]
+        if not torch.jit.is_tracing() and (height, width) != self.resolution:
+            biases = interpolate(biases.unsqueeze(0), [height * width, height * width], mode="bicubic", align_corners=False).squeeze(0)
+        scores = (q * self.scale).transpose(-2, -1) @ k + biases
         out = matmul_laid_out_like(v, v, scores.softmax(-1).transpose(-2, -1))
         return self.proj(out.reshape(batch, dim, height, width))
 
@@ -157,11 +158,13 @@ class Block(nn.Module):
 
 def _halve(size: tuple[int, int], times: int) -> tuple[int, int]:
     """Height and width after so many strided convolutions."""
-    return -(-size[0] // 2**times), -(-size[1] // 2**times)
+    return -(-size[0] >> times), -(-size[1] >> times)  # rounded up, in a form that TorchScript takes for whole numbers
 
 
 class LSNet(PooledNet):
     """LSNet: (B, in_chans, H, W) -> (B, num_classes), for H and W that shrink to the same last map as `img_size` (193 to 256 for 224).
+
+    Feature maps (`features_only`, `forward_intermediates`) are to be had at any size, with the attention's biases resized.
 
     `dims` and `depths` give each stage's channels and blocks. `head_dist` exists with `distillation` or `has_head_dist`; training returns the
     pair of logits with `distillation`, else their mean. `drop_path_rate` is reached by the last block, linearly from 0."""
@@ -193,7 +196,7 @@ class LSNet(PooledNet):
             nn.ReLU(),
             _conv_norm(dim // 2, dim, 3, stride=2),
         )
-        resolution = _halve(to_2tuple(img_size), 6)
+        self.resolution = resolution = _halve(to_2tuple(img_size), 6)  # of the last map
         rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         for i, dim in enumerate(dims):
             layers = [_conv_norm(dims[i - 1], dims[i - 1], 3, stride=2, groups=dims[i - 1]), _conv_norm(dims[i - 1], dim)] if i > 0 else []
@@ -239,7 +242,13 @@ class LSNet(PooledNet):
         self.distillation = enable
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B, num_features, h, w): the last stage's feature map."""
+        """(B, num_features, h, w): the last stage's feature map. ValueError where the images are of another size than the biases are for."""
+        height, width = _halve((x.shape[2], x.shape[3]), 6)
+        if not torch.jit.is_tracing() and (height, width) != self.resolution:
+            raise ValueError(
+                f"the biases of this network's attention are for maps of {self.resolution[0]}x{self.resolution[1]}, not {height}x{width}: "
+                "resize the images to the network's img_size (224), or train one with img_size=(height, width)"
+            )
         x = self.patch_embed(x)
         return self.blocks4(self.blocks3(self.blocks2(self.blocks1(x))))
 

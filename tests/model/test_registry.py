@@ -96,6 +96,13 @@ def test_features_only(name):
     assert all(torch.equal(feature, other) for feature, other in zip(features, expected, strict=True))
     assert last.shape[1] == full.num_features
     assert [info["module"] in dict(full.named_modules()) for info in full.feature_info] == [True] * 4
+    for size in ((32, 32), (37, 75), (150, 41)):  # any, also where the network was built for one alone
+        with torch.no_grad():
+            features = net(images(1, size))
+        for feature, chs, reduction in zip(features, net.feature_info.channels(), net.feature_info.reduction(), strict=True):
+            assert feature.shape[:2] == (1, chs)
+            assert all(side // reduction <= part <= -(-side // reduction) for part, side in zip(feature.shape[2:], size, strict=True))
+            assert feature.isfinite().all()
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -1,0 +1,12 @@
+"""Images and a COCO-format annotation file come in; detectors on any classification backbone, keyed batches and COCO's average precision come out.
+
+networks.py    `build`: Mask R-CNN, Faster R-CNN or RetinaNet of a backbone's name; backbone weights
+pyramid.py     a classifier's feature maps, and the pyramid on top of them
+matching.py    anchors, which object each one is for, keyed sampling of them
+rcnn.py        region proposals, box and mask heads, their losses
+retinanet.py   the one-stage head and its loss
+names.py       checkpoints with the published names, in both directions
+coco.py        annotation files: categories, images, objects; what is wrong with them
+batches.py     the keyed order of a run, images and their objects resized, flipped and padded
+evaluation.py  detections in COCO's format, and average precision over classes and per class
+"""

@@ -1,0 +1,267 @@
+"""The keyed order of a detector's run, and its batches: images read, resized, flipped and padded with their objects.
+
+A step's batch is a function of (data seed, epoch, step) alone, whatever the processes, the accumulation and the workers: its images have one
+orientation and are padded to one size, and the random words of each, which also choose among its anchors and proposals, come from its
+position in the epoch. Processes and accumulation decide only who computes which part of it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode
+
+from detection.coco import CocoData
+from loading import augment, decoding, pixels
+from loading.images import open_file, read_file
+from loading.keys import draw_words
+from run.errors import InputError
+from utils import Rank, log, prefetched
+
+MAX_SIZE = (1333, 800)  # long and short side, in pixels
+DIVISOR = 32  # of padded sizes
+
+
+class Batch(NamedTuple):
+    """Images of a step, or of a part of it, as a detector takes them; of an evaluation without targets and words.
+
+    images (B, 3, H, W), normalised, zero in the padding; sizes (height, width) without it, and as the files are; indices in the data set."""
+
+    images: Tensor
+    sizes: list[tuple[int, int]]
+    original_sizes: list[tuple[int, int]]
+    indices: list[int]
+    targets: list[dict[str, Tensor]] | None = None
+    words: list[tuple[int, ...]] | None = None
+
+
+def fitted(height: int, width: int, max_size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of an image resized, its ratio kept, to fit into `max_size` (long side, short side), either way round."""
+    scale = min(max_size[0] / max(height, width), max_size[1] / min(height, width))
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def padded(sizes: list[tuple[int, int]]) -> tuple[int, int]:
+    """The least height and width, both multiples of 32, that all `sizes` fit into."""
+    height, width = (-(-max(sides) // DIVISOR) * DIVISOR for sides in zip(*sizes, strict=True))
+    return height, width
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the sampler hands to a worker: a process's part of a step. `positions` in the epoch, the `images` there, their padded `size`."""
+
+    epoch: int
+    positions: list[int]
+    images: list[int]
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """The order of a data set under one recipe: an epoch shows each training image once, and the first few of each orientation again
+    where they do not fill their last step."""
+
+    data: CocoData
+    images: np.ndarray  # indices of the training images
+    batch_size: int  # images per step, over all processes
+    max_size: tuple[int, int]
+    data_seed: int
+
+    @property
+    def num_steps(self) -> int:
+        """Steps per epoch."""
+        return sum(-(-int(count) // self.batch_size) for count in np.bincount(self._is_tall(self.images)))
+
+    def _is_tall(self, images: np.ndarray) -> np.ndarray:
+        return self.data.sizes[images, 0] >= self.data.sizes[images, 1]
+
+    def steps(self, epoch: int) -> np.ndarray:
+        """(num_steps, batch_size) indices of the images of each step of `epoch`; step s has positions s * batch_size and following."""
+        generator = torch.Generator().manual_seed(draw_words("detection order", self.data_seed, epoch)[0])
+        images = self.images[torch.randperm(len(self.images), generator=generator).numpy()]
+        is_tall = self._is_tall(images)
+        groups = [group for group in (images[~is_tall], images[is_tall]) if len(group)]
+        steps = np.concatenate([np.resize(group, (-(-len(group) // self.batch_size), self.batch_size)) for group in groups])
+        return steps[torch.randperm(len(steps), generator=generator).numpy()]
+
+    def words(self, epoch: int, position: int) -> tuple[int, ...]:
+        """Random words of the image at `position`: for its anchors, its proposals, its flip, and one to spare."""
+        return draw_words("detection image", self.data_seed, epoch, position)
+
+    def size(self, images: np.ndarray) -> tuple[int, int]:
+        """Padded height and width of a step's images."""
+        return padded([fitted(*self.data.sizes[i].tolist(), self.max_size) for i in images])
+
+
+def build_plan(data: CocoData, *, batch_size: int, max_size: tuple[int, int] = MAX_SIZE, data_seed: int = 0) -> StepPlan:
+    """Plan of a data set for steps of `batch_size` images over all processes. InputError where it has no image to learn from."""
+    return StepPlan(data, data.training_images(), batch_size, max_size, data_seed)
+
+
+class StepSampler:
+    """Yields one process's parts of an epoch's steps, `accum_steps` of each, from any step on."""
+
+    def __init__(self, plan: StepPlan, *, accum_steps: int, rank: int, world_size: int):
+        num_parts = accum_steps * world_size
+        if plan.batch_size % num_parts:
+            raise InputError(f"a step of {plan.batch_size} images cannot be shared by {num_parts} micro-batches (processes x accumulation): use a divisor")
+        self.plan = plan
+        self.accum_steps, self.rank, self.world_size = accum_steps, rank, world_size
+        self.start(epoch=0)
+
+    def start(self, *, epoch: int, step: int = 0) -> None:
+        """Choose what the next iteration yields: `epoch`, from its step `step` on."""
+        self.epoch, self.first_step = epoch, step
+
+    def __len__(self) -> int:
+        return (self.plan.num_steps - self.first_step) * self.accum_steps
+
+    def __iter__(self) -> Iterator[Part]:
+        steps = self.plan.steps(self.epoch)
+        length = self.plan.batch_size // (self.accum_steps * self.world_size)
+        for step in range(self.first_step, len(steps)):
+            size = self.plan.size(steps[step])
+            for micro_step in range(self.accum_steps):
+                start = (micro_step * self.world_size + self.rank) * length
+                positions = range(step * self.plan.batch_size + start, step * self.plan.batch_size + start + length)
+                yield Part(self.epoch, list(positions), steps[step, start : start + length].tolist(), size)
+
+
+def load_image(data: CocoData, index: int, max_size: tuple[int, int]) -> np.ndarray:
+    """Image `index` (H, W, 3), uint8, resized to fit; InputError where it cannot be read or has another size than the annotations say."""
+    path = data.file(index)
+    image = decoding.Encoded(read_file(path), lambda: open_file(path)) if decoding.simplejpeg else np.array(open_file(path))
+    height, width = data.sizes[index].tolist()
+    if image.shape[:2] != (height, width):
+        raise InputError(f"{path} is {image.shape[1]}x{image.shape[0]} pixels, {data.path} says {width}x{height}: correct the one or the other")
+    size = fitted(height, width, max_size)
+    view = decoding.top(image, height)
+    return view if size == (height, width) else pixels.resized(view, size, InterpolationMode.BILINEAR)
+
+
+def load_target(data: CocoData, index: int, size: tuple[int, int], *, is_flipped: bool, has_masks: bool) -> dict[str, Tensor]:
+    """The objects to learn of image `index` once it is resized to `size` and perhaps flipped; masks to the nearest pixel."""
+    target = data.target(index, has_masks=has_masks)
+    height, width = data.sizes[index].tolist()
+    boxes = target["boxes"] * torch.tensor([size[1] / width, size[0] / height] * 2)
+    if is_flipped:
+        boxes = torch.stack([size[1] - boxes[:, 2], boxes[:, 1], size[1] - boxes[:, 0], boxes[:, 3]], dim=1)
+    target["boxes"] = boxes
+    if has_masks:
+        masks = torch.nn.functional.interpolate(target["masks"][None], size=size, mode="nearest-exact")[0]
+        target["masks"] = masks.flip(2) if is_flipped else masks
+    return target
+
+
+def _written(views: list[np.ndarray], size: tuple[int, int]) -> Tensor:
+    """(B, 3, H, W) uint8 of `size`, each view in the top left corner, zeros around."""
+    images = torch.zeros(len(views), *size, 3, dtype=torch.uint8)
+    for image, view in zip(images.numpy(), views, strict=True):
+        image[: view.shape[0], : view.shape[1]] = view
+    return images.permute(0, 3, 1, 2)
+
+
+class TrainingSet(Dataset):
+    """Batches by `Part`, with uint8 images that `finished` is for."""
+
+    def __init__(self, plan: StepPlan, *, has_masks: bool):
+        self.plan = plan
+        self.has_masks = has_masks
+
+    def __len__(self) -> int:
+        return len(self.plan.images)
+
+    def __getitems__(self, part: Part) -> Batch:
+        data, words = self.plan.data, [self.plan.words(part.epoch, position) for position in part.positions]
+        views, targets = [], []
+        for index, (*_, flip_word, _) in zip(part.images, words, strict=True):
+            view, is_flipped = load_image(data, index, self.plan.max_size), bool(flip_word & 1)
+            views.append(view[:, ::-1] if is_flipped else view)
+            targets.append(load_target(data, index, view.shape[:2], is_flipped=is_flipped, has_masks=self.has_masks))
+        originals = [tuple(data.sizes[index].tolist()) for index in part.images]
+        return Batch(_written(views, part.size), [view.shape[:2] for view in views], originals, part.images, targets, [one[:2] for one in words])
+
+
+class ValidationSet(Dataset):
+    """One process's share of the images, each in one process alone and in a batch of its own, so that nothing depends on its neighbours."""
+
+    def __init__(self, data: CocoData, rank: Rank, *, max_size: tuple[int, int]):
+        self.data = data
+        self.max_size = max_size
+        self.indices = range(rank.index, len(data), rank.world_size)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitems__(self, places: list[int]) -> Batch:
+        (index,) = (self.indices[place] for place in places)
+        view = load_image(self.data, index, self.max_size)
+        size = view.shape[:2]
+        return Batch(_written([view], padded([size])), [size], [tuple(self.data.sizes[index].tolist())], [index])
+
+
+def finished(batch: Batch) -> Batch:
+    """The batch with its uint8 images normalised, and zero in the padding; on the device they are on."""
+    images = augment.finish(batch.images, augment.gather_erased([]))
+    for image, (height, width) in zip(images, batch.sizes, strict=True):
+        image[:, height:] = 0
+        image[:, :, width:] = 0
+    return batch._replace(images=images)
+
+
+def _ready(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches on `device` and finished; the images of the next one on their way while the last is in use."""
+    for batch in prefetched(batches, lambda one: finished(one._replace(images=one.images.to(device, non_blocking=True))), device):
+        if batch.targets is None:
+            yield batch
+        else:
+            yield batch._replace(targets=[{name: value.to(device, non_blocking=True) for name, value in one.items()} for one in batch.targets])
+
+
+@dataclass(frozen=True)
+class TrainLoader:
+    """Parts of any epoch's steps, from any step on, on the device."""
+
+    loader: DataLoader
+    sampler: StepSampler
+    device: torch.device
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps per epoch."""
+        return self.sampler.plan.num_steps
+
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The process's micro-batches of `epoch` from step `first_step` on."""
+        self.sampler.start(epoch=epoch, step=first_step)
+        return _ready(iter(self.loader), self.device)
+
+
+@dataclass(frozen=True)
+class ValLoader:
+    """Each image of the process's share, on the device."""
+
+    loader: DataLoader
+    device: torch.device
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _ready(iter(self.loader), self.device)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+
+def build_train_loader(plan: StepPlan, rank: Rank, *, has_masks: bool, settings: dict, accum_steps: int = 1) -> TrainLoader:
+    """The training data in keyed order; `settings` of the DataLoader are those of `loading.loaders.loader_settings`."""
+    sampler = StepSampler(plan, accum_steps=accum_steps, rank=rank.index, world_size=rank.world_size)
+    log.info("training images %d of %d  steps %d of %d images", len(plan.images), len(plan.data), plan.num_steps, plan.batch_size)
+    return TrainLoader(DataLoader(TrainingSet(plan, has_masks=has_masks), batch_sampler=sampler, **settings), sampler, rank.device)
+
+
+def build_val_loader(data: CocoData, rank: Rank, *, settings: dict, max_size: tuple[int, int] = MAX_SIZE) -> ValLoader:
+    """Each image once, over all processes."""
+    return ValLoader(DataLoader(ValidationSet(data, rank, max_size=max_size), batch_size=1, **settings), rank.device)
