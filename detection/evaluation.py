@@ -1,6 +1,6 @@
 """Detections in COCO's format, and COCO's average precision of them, over all classes and for each.
 
-Each process makes the entries of its share of the images; gathered from all (`utils.everyones`), one process scores them."""
+Each process makes the entries of its share of the images; gathered from all (`utils.gather_objects`), one process scores them."""
 
 import contextlib
 import io
