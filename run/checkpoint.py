@@ -219,7 +219,7 @@ FREE_SETTINGS = {
     "batch_size", "grad_accum_steps", "recipe_batch", "start_epoch", "device", "output_dir", "overwrite", "resume", "save_freq", "project",
     "checkpoint_steps", "checkpoint_minutes", "allow_config_change", "eval", "use_ema", "report", "pretrained", "finetune", "teacher_min_acc1",
     "teacher_path", "teacher_labels", "teacher_labels_mode", "data_path", "num_workers", "pin_mem", "model_ema_force_cpu",
-    "max_bad_images", "skip_bad_images",
+    "max_bad_images", "skip_bad_images", "data_format", "data_cache", "data_cache_gb", "class_map", "classes",
 }  # fmt: skip
 
 

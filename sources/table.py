@@ -1,0 +1,84 @@
+"""A table of columns in one file, mapped into memory: processes that open it share its pages.
+
+Layout: `MAGIC`, header length and CRC-32 of all that follows (two little-endian uint32), header (JSON), columns, each from a multiple
+of 8 bytes on."""
+
+import json
+import mmap
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+
+MAGIC = b"undrstdy"
+_HEAD = struct.Struct("<8sII")
+_ALIGN = 8
+
+
+class Table:
+    """`facts` (plain JSON) and `columns` (one-dimensional arrays by name, not to be written to)."""
+
+    def __init__(self, facts: dict, columns: dict[str, np.ndarray]):
+        self.facts, self.columns = facts, columns
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.columns[name]
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGN) * _ALIGN
+
+
+def encode(facts: dict, columns: dict[str, np.ndarray]) -> list[bytes]:
+    """The table's bytes, in parts."""
+    described, offset = [], 0
+    for name, column in columns.items():
+        described.append([name, column.dtype.str, len(column), offset])
+        offset += _aligned(column.nbytes)
+    header = json.dumps({"facts": facts, "columns": described}).encode()
+    header += b" " * (_aligned(_HEAD.size + len(header)) - _HEAD.size - len(header))
+    body = [header]
+    for column in columns.values():
+        body += [np.ascontiguousarray(column).tobytes(), bytes(_aligned(column.nbytes) - column.nbytes)]
+    crc = 0
+    for part in body:
+        crc = zlib.crc32(part, crc)
+    return [_HEAD.pack(MAGIC, len(header), crc), *body]
+
+
+def decode(buffer) -> Table:
+    """The table in `buffer`, whose memory its columns share. ValueError where it is none, or damaged."""
+    view = memoryview(buffer)
+    if len(view) < _HEAD.size:
+        raise ValueError("it is cut off")
+    magic, header_size, crc = _HEAD.unpack_from(view)
+    if magic != MAGIC:
+        raise ValueError("it is no table")
+    if zlib.crc32(view[_HEAD.size :]) != crc:
+        raise ValueError("its checksum is wrong")
+    header = json.loads(bytes(view[_HEAD.size : _HEAD.size + header_size]))
+    start = _HEAD.size + header_size
+    columns = {name: np.frombuffer(view, dtype, count, start + offset) for name, dtype, count, offset in header["columns"]}
+    return Table(header["facts"], columns)
+
+
+def read(path: str, offset: int = 0, length: int | None = None) -> Table:
+    """The table at `offset` of a file. OSError or ValueError where there is none, or it is damaged."""
+    with open(path, "rb") as file:
+        length = os.fstat(file.fileno()).st_size - offset if length is None else length
+        first = offset - offset % mmap.ALLOCATIONGRANULARITY
+        # Mapped here once, its pages count for no loader process as its own, whichever reads which.
+        how = {"access": mmap.ACCESS_READ}
+        if hasattr(mmap, "MAP_POPULATE"):  # Linux
+            how = {"flags": mmap.MAP_SHARED | mmap.MAP_POPULATE, "prot": mmap.PROT_READ}
+        mapped = mmap.mmap(file.fileno(), length + offset - first, offset=first, **how)
+    return decode(memoryview(mapped)[offset - first :])
+
+
+def text_columns(name: str, texts: Iterator[str]) -> dict[str, np.ndarray]:
+    """The columns that hold texts: all their bytes, and where each ends."""
+    encoded = [os.fsencode(text) for text in texts]
+    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    return {f"{name}.bytes": np.frombuffer(b"".join(encoded), np.uint8), f"{name}.ends": ends}
