@@ -31,9 +31,13 @@ class Names(Sequence):
         self._bytes = b"".join(encoded)
         self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
 
+    def columns(self, name: str) -> dict[str, np.ndarray]:
+        """The two columns of a table that hold the texts."""
+        return {f"{name}.bytes": np.frombuffer(self._bytes, np.uint8), f"{name}.ends": self._ends}
+
     @classmethod
     def of_columns(cls, columns: dict[str, np.ndarray], name: str) -> "Names":
-        """The texts in two columns of a table (see `sources.table.text_columns`), whose memory they share."""
+        """The texts in two columns of a table, whose memory they share."""
         names = cls.__new__(cls)
         names._bytes, names._ends = columns[f"{name}.bytes"], columns[f"{name}.ends"]
         return names

@@ -26,7 +26,8 @@ class Root:
 
     path: str
     is_file: bool
-    files: list[str]  # in it, and in data/ below it
+    files: list[str]
+    data_files: list[str]  # in data/ below it, where Hugging Face keeps parquet files
     cache: Cache
 
     @property
@@ -35,12 +36,12 @@ class Root:
 
     def named(self, name: str) -> str | None:
         """The file of that name at the top; None where there is none."""
-        return next((path for path in self.files if path == f"{self.path.rstrip('/')}/{name}"), None)
+        return next((path for path in self.files if path.rpartition("/")[2] == name), None)
 
     def matching(self, pattern: str, split: str) -> list[str]:
         """The files whose names match `pattern`, in which `SPLIT` stands for the split's names."""
         wanted = re.compile(pattern.replace("SPLIT", f"(?:{'|'.join(SPLITS[split])})"))
-        return [path for path in self.files if wanted.fullmatch(path.rpartition("/")[2])]
+        return [path for path in self.files + self.data_files if wanted.fullmatch(path.rpartition("/")[2])]
 
 
 def open_root(path: str, cache: Cache) -> Root:
@@ -49,17 +50,17 @@ def open_root(path: str, cache: Cache) -> Root:
         is_file = path.lower().endswith((".zip", ".tar"))
         names = [] if is_file else list_folder(path)
         below = [name for name in names if name.rstrip("/").endswith("/data")]
-        return Root(path, is_file, names + [name for folder in below for name in list_folder(folder)], cache)
+        return Root(path, is_file, names, [name for folder in below for name in list_folder(folder)], cache)
     local = Path(path).expanduser()
     if local.is_file() and local.suffix.lower() in (".zip", ".tar"):
-        return Root(str(local), True, [], cache)
+        return Root(str(local), True, [], [], cache)
     if not local.is_dir():
         raise InputError(
             f"--data-path {local} is no folder: it must hold train/ and val/, each with a folder per class, or tars, zips, packed files, shards, parquet files "
             "or lists of these names; or be a tar or zip of both"
         )
-    names = list_folder(str(local))
-    return Root(str(local), False, names + (list_folder(str(local / "data")) if (local / "data").is_dir() else []), cache)
+    below = list_folder(str(local / "data")) if (local / "data").is_dir() else []
+    return Root(str(local), False, list_folder(str(local)), below, cache)
 
 
 # ---- one split
@@ -105,13 +106,11 @@ def _archive_of(ending: str) -> Callable[[Root, str], Part | None]:
 
 def _require_all(paths: list[str]) -> None:
     """InputError where numbered files lack one among them."""
-    numbers = {}
-    for path in paths:
-        match = re.search(r"(\d+)(?:-of-(\d+))?[^/\d]*(?:-[0-9a-f]+)?\.\w+$", path)
-        if match:
-            numbers[int(match[1])] = int(match[2]) if match[2] else None
-    total = max((of or 0 for of in numbers.values()), default=0) or max(numbers, default=-1) + 1
-    missing = sorted(set(range(min(numbers, default=0) if None in numbers.values() else 0, total)) - set(numbers)) if numbers else []
+    matches = [match for path in paths if (match := re.search(r"(\d+)(?:-of-(\d+)(?:-[0-9a-f]+)?)?\.\w+$", path))]
+    numbers = {int(match[1]) for match in matches}
+    totals = [int(match[2]) for match in matches if match[2]]
+    wanted = range(max(totals)) if totals else range(min(numbers, default=0), max(numbers, default=-1) + 1)
+    missing = sorted(set(wanted) - numbers)
     if missing:
         raise InputError(f"{paths[0]} and the {len(paths) - 1} others are not all: number {missing[0]} of them is missing; fetch it")
 

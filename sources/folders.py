@@ -29,9 +29,15 @@ def _walk(folder: str, left_out: "Counter[str]") -> list[tuple[tuple[str, str], 
     return sorted(found)
 
 
+def _subfolders(path: Path) -> list[str]:
+    """The folders in one, but for hidden ones, by name."""
+    with os.scandir(path) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
 def class_folders(path: Path) -> Part:
     """Images in one sub-folder per class, classes in alphabetical order. InputError where there are none, or a class has none."""
-    classes = sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
+    classes = _subfolders(path)
     if not classes:
         raise InputError(
             f"{path} holds no class folders: put each class's images into a folder named after the class "
@@ -85,8 +91,7 @@ def kaggle(root: Path, split: str) -> Part | None:
         return None
     mapping = _kaggle_file(root, "LOC_synset_mapping.txt")
     synsets = [line.split(None, 1)[0] for line in mapping.read_text(encoding="utf-8").splitlines() if line.strip()]
-    is_flat = not any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder))
-    part = _kaggle_flat(folder, _kaggle_file(root, "LOC_val_solution.csv")) if is_flat else class_folders(folder)
+    part = class_folders(folder) if _subfolders(folder) else _kaggle_flat(folder, _kaggle_file(root, "LOC_val_solution.csv"))
     if sorted(synsets) != part.classes:
         missing, unknown = sorted(set(synsets) - set(part.classes)), sorted(set(part.classes) - set(synsets))
         raise InputError(

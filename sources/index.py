@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -31,16 +32,20 @@ def cached(kind: str, files: Files, build: Callable[[], Built]) -> table.Table:
         parts = table.encode({**facts, "listing": listing}, columns)
         if not is_writable:
             return table.decode(b"".join(parts))
-        files.cache.made("indexes")
-        write_whole(path, parts)
-        return table.read(str(path))
+        try:
+            files.cache.made("indexes")
+            write_whole(path, parts)
+            return table.read(path)
+        except OSError as error:
+            log.warning("%s cannot be written (%s): the index is built anew at the next start", path, error.strerror)
+            return table.decode(b"".join(parts))
 
 
-def _read(path, listing: dict, files: Files) -> table.Table | None:
+def _read(path: Path, listing: dict, files: Files) -> table.Table | None:
     """The index in the cache; None where there is none, it is damaged, or of files that have changed since, which is said."""
     where = f"{files[0].path}{f' and {len(files) - 1} others' if len(files) > 1 else ''}"
     try:
-        found = table.read(str(path))
+        found = table.read(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -18,19 +18,19 @@ _ALIGN = 8
 
 
 def read_table(files: Files) -> table.Table:
-    """The table of a packed file: mapped from it, or where that lies in a store, from the copy in the cache. InputError where it is not whole."""
+    """The table of a packed file: a copy in the cache, as a file that may shrink under a run must not be mapped. InputError where it is not whole."""
     file = files[0]
     try:
         first = files.pread(0, len(MAGIC), 0)
         offset, length, magic = FOOTER.unpack(files.pread(0, FOOTER.size, file.size - FOOTER.size))
         if first != MAGIC or magic != MAGIC or offset + length + FOOTER.size != file.size:
             raise ValueError("its end is missing")
-        return index.cached("packed", files, lambda: _fetched(files, offset, length)) if file.is_remote else table.read(file.path, offset, length)
+        return index.cached("packed", files, lambda: _read(files, offset, length))
     except (OSError, ValueError, struct.error) as error:
         raise InputError(f"{file.path} is no complete packed file ({error}): copy it again, or make it anew with tools/pack_dataset.py") from error
 
 
-def _fetched(files: Files, offset: int, length: int) -> index.Built:
+def _read(files: Files, offset: int, length: int) -> index.Built:
     found = table.decode(files.pread(0, length, offset))
     return found.facts, found.columns
 

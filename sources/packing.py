@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from loading.images import Images, open_sample, read_sample
+from loading.images import Images, Names, open_sample, read_sample
 from loading.loaders import loader_settings
 from run.config import Config
 from run.errors import DamagedImage, InputError
@@ -28,7 +28,6 @@ from sources.files import Files, describe
 from sources.packed import MAGIC, Packed, encode_end
 from sources.parts import Part
 from sources.progress import Progress
-from sources.table import text_columns
 from utils import Rank, log
 
 BATCH_SIZE = 64
@@ -231,7 +230,7 @@ def _end(part: Part, images: Images, order: np.ndarray, records: list[_Record], 
         "size": sizes[place],
         "crc": crcs[place],
         "label": images.targets,
-        **text_columns("name", ("/".join(filter(None, part.key(i))) for i in range(len(images)))),
+        **Names("/".join(filter(None, part.key(i))) for i in range(len(images))).columns("name"),
     }
     facts = {"classes": None if part.is_numbered else images.classes, "names": images.classes, "recoded": recipe.described(), "source": part.what}
     return encode_end(facts, columns, len(MAGIC) + int(sizes.sum()))

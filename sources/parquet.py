@@ -38,10 +38,9 @@ def _open(files: Files, i: int):
     """The parquet file, its footer read. InputError where it is no whole one."""
     pyarrow, parquet = _pyarrow()
     try:
-        opened = parquet.ParquetFile(files.open(i), pre_buffer=False)
+        return parquet.ParquetFile(files.open(i) if files[i].is_remote else files[i].path, pre_buffer=False)
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{files[i].path} is no complete parquet file ({first_line(error)}): fetch it again") from error
-    return opened
 
 
 def _require_whole(metadata, file) -> None:

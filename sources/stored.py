@@ -9,7 +9,7 @@ import numpy as np
 from loading.images import Names, damaged
 from run.errors import DamagedImage, InputError
 from sources.files import Files
-from sources.table import Table, text_columns
+from sources.table import Table
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def columns_of(rows: list[Row], columns: dict[str, type], *, where: str) -> tupl
     if min(labels, default=0) < 0:
         raise InputError(f"{where}: {sum(label < 0 for label in labels)} of {len(labels)} images have a negative label, as images without one do")
     order = sorted(range(len(rows)), key=lambda i: (labels[i], rows[i].key))
-    found = {"label": np.array([labels[i] for i in order], np.int32), **text_columns("name", (rows[i].name for i in order))}
+    found = {"label": np.array([labels[i] for i in order], np.int32), **Names(rows[i].name for i in order).columns("name")}
     for position, (name, dtype) in enumerate(columns.items()):
         found[name] = np.array([rows[i].values[position] for i in order], dtype)
     return {"classes": classes}, found

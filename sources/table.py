@@ -5,10 +5,9 @@ of 8 bytes on."""
 
 import json
 import mmap
-import os
 import struct
 import zlib
-from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -64,21 +63,10 @@ def decode(buffer) -> Table:
     return Table(header["facts"], columns)
 
 
-def read(path: str, offset: int = 0, length: int | None = None) -> Table:
-    """The table at `offset` of a file. OSError or ValueError where there is none, or it is damaged."""
-    with open(path, "rb") as file:
-        length = os.fstat(file.fileno()).st_size - offset if length is None else length
-        first = offset - offset % mmap.ALLOCATIONGRANULARITY
-        # Mapped here once, its pages count for no loader process as its own, whichever reads which.
-        how = {"access": mmap.ACCESS_READ}
-        if hasattr(mmap, "MAP_POPULATE"):  # Linux
-            how = {"flags": mmap.MAP_SHARED | mmap.MAP_POPULATE, "prot": mmap.PROT_READ}
-        mapped = mmap.mmap(file.fileno(), length + offset - first, offset=first, **how)
-    return decode(memoryview(mapped)[offset - first :])
-
-
-def text_columns(name: str, texts: Iterator[str]) -> dict[str, np.ndarray]:
-    """The columns that hold texts: all their bytes, and where each ends."""
-    encoded = [os.fsencode(text) for text in texts]
-    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-    return {f"{name}.bytes": np.frombuffer(b"".join(encoded), np.uint8), f"{name}.ends": ends}
+def read(path: Path) -> Table:
+    """The table in a file. OSError or ValueError where there is none, or it is damaged."""
+    how = {"access": mmap.ACCESS_READ}
+    if hasattr(mmap, "MAP_POPULATE"):  # Linux: mapped here once, its pages count for no loader process as its own, whichever reads which
+        how = {"flags": mmap.MAP_SHARED | mmap.MAP_POPULATE, "prot": mmap.PROT_READ}
+    with path.open("rb") as file:
+        return decode(mmap.mmap(file.fileno(), 0, **how))

@@ -24,7 +24,7 @@ from distillation import fingerprint, generate, labelling, teacher
 from distillation.store import MISSING, Fresh, LabelStore, Merged, Page
 from loading import augment, keys
 from loading.images import open_file
-from loading.sets import load_digits, open_folder, open_tar
+from loading.sets import load_digits, open_folder
 from run import command, config
 from run.errors import InputError
 from run.manifest import read_manifest
@@ -598,7 +598,8 @@ def test_other_libraries_widen_the_canary_and_warn(labels, digits_folder, caplog
 
 def test_a_tar_lists_the_same_as_its_folder_and_a_changed_size_does_not(digits_folder, tmp_path):
     subprocess.run(["tar", "-cf", str(tmp_path / "train.tar"), "-C", str(digits_folder), "train"], check=True)
-    folder, tar = open_folder(digits_folder / "train"), open_tar(tmp_path / "train.tar")
+    subprocess.run(["tar", "-cf", str(tmp_path / "val.tar"), "-C", str(digits_folder), "val"], check=True)
+    folder, (tar, _) = open_folder(digits_folder / "train"), datasets.open_images(settings(tmp_path))
     assert fingerprint._listing(folder) == fingerprint._listing(tar)
     moved = shutil.copytree(digits_folder / "train", tmp_path / "elsewhere")
     assert fingerprint._listing(open_folder(moved)) == fingerprint._listing(tar)
