@@ -121,15 +121,18 @@ def list_images(files: Files) -> Built:
     return columns_of([_row(member, 0, ("", member.name)) for member in _members(files) if _is_listed(member)], RANGE_COLUMNS, where=files[0].path)
 
 
-def list_folders(files: Files, *, split: str, splits: tuple[str, ...]) -> Built:
-    """Index of an archive of class folders: of the images below `split`, or of all where no folder is named after a split."""
+def list_folders(files: Files, *, wanted: tuple[str, ...], splits: tuple[str, ...], needs_split: bool) -> Built:
+    """Index of an archive of class folders: of the images below a folder that is named as the split is `wanted`, or of all where no folder
+    is named after one of `splits`, unless the archive `needs_split` folders. Empty where there are only those of other splits."""
     members, path = _members(files), files[0].path
     placed = [(member, place(member.name, splits)) for member in members if _is_listed(member)]
     say_left_out(path, Counter(ending_of(member.name) for member in members if not _is_listed(member)))
-    if any(where.split is not None for _, where in placed):
-        placed = [(member, where) for member, where in placed if where.split == split]
     if not placed or any(where.label == "" for _, where in placed):
-        raise InputError(f"{path} holds no images{f' below {split}/' if placed else ''} in class folders: it must be a tar or zip of class folders")
+        raise InputError(f"{path} holds no images in class folders: it must be a tar or zip of class folders")
+    if any(where.split is not None for _, where in placed):
+        placed = [(member, where) for member, where in placed if where.split in wanted]
+    elif needs_split:
+        raise InputError(f"{path} holds class folders, but no train/ and val/ above them: name the folder that holds train{path[-4:]} and val{path[-4:]}")
     rows = [_row(member, where.label, key_of(where.rest)) for member, where in placed]
     return columns_of(rows, RANGE_COLUMNS, where=path)
 

@@ -71,11 +71,19 @@ def _of_source(source: Source, labels, facts: dict, what: str, *, key: Callable)
     return Part(source, labels, classes or names, is_numbered=classes is None, key=key, what=what)
 
 
-def _archive(root: Root, path: str, split: str) -> Part:
-    files, splits = Files(describe([path]), root.cache), tuple(name for names in SPLITS.values() for name in names)
-    found = index.cached(f"folders-{split}", files, lambda: archives.list_folders(files, split=split, splits=splits))
+_SPLIT_FOLDERS = tuple(name for names in SPLITS.values() for name in names)
+
+
+def _archive(root: Root, path: str, split: str) -> Part | None:
+    files = Files(describe([path]), root.cache)
+    listing = {"wanted": SPLITS[split], "splits": _SPLIT_FOLDERS, "needs_split": root.is_file}
+    found = index.cached(f"folders-{split}-{root.is_file}", files, lambda: archives.list_folders(files, **listing))
     source = Ranges(files, found)
-    return _of_source(source, found["label"], found.facts, path, key=lambda i: key_of(archives.place(source.names[i], splits).rest))
+    if not len(source) and root.is_file:
+        return None
+    if not len(source):
+        raise InputError(f"{path} holds images of other splits alone: put those of {split} there, or rename it")
+    return _of_source(source, found["label"], found.facts, path, key=lambda i: key_of(archives.place(source.names[i], _SPLIT_FOLDERS).rest))
 
 
 def _folder(root: Root, split: str) -> Part | None:

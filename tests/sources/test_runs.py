@@ -1,6 +1,7 @@
 """Whole runs from every source: the run from class folders, to the last bit, also on two processes and after a kill."""
 
 import json
+import shutil
 import zipfile
 
 import pytest
@@ -85,3 +86,15 @@ def test_one_archive_may_hold_both_splits(layouts, tmp_path, digits_folder):
         archive.writestr("__MACOSX/imagenet/train/0/._0000.jpg", b"x")
     train, val = datasets.open_images(settings(tmp_path / "all.zip"))
     assert (len(train), len(val)) == (96, 40)
+    with zipfile.ZipFile(tmp_path / "val.zip", "w") as archive:
+        for path in sorted((digits_folder / "val").rglob("*.jpg")):
+            archive.write(path, f"x/validation/{path.relative_to(digits_folder / 'val')}")
+    train, val = datasets.open_images(settings(tmp_path / "val.zip", "--eval", "--resume=x"))
+    assert train is None and len(val) == 40
+    shutil.copy(tmp_path / "val.zip", tmp_path / "train.zip")
+    with pytest.raises(InputError, match=r"train\.zip holds images of other splits alone"):
+        datasets.open_images(settings(tmp_path))
+    with zipfile.ZipFile(tmp_path / "flat.zip", "w") as archive:
+        archive.write(path, "cat/0.jpg")
+    with pytest.raises(InputError, match=r"flat\.zip holds class folders, but no train/ and val/ above them"):
+        datasets.open_images(settings(tmp_path / "flat.zip"))
