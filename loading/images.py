@@ -14,7 +14,6 @@ from loading import decoding
 from run.errors import DamagedImage, InputError
 
 ENDINGS = IMG_EXTENSIONS + ((".avif",) if features.check("avif") else ())  # of the files that are taken for images
-OTHER_ENDINGS = (".avif", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".psd")  # of images that are not read
 
 
 def is_image_name(name: str) -> bool:

@@ -90,8 +90,9 @@ def is_hidden(name: str) -> bool:
 def say_left_out(where: str, names: "Counter[str]") -> None:
     """One line on files that are not read, by ending."""
     if names:
-        kinds = ", ".join(f"{count:,} {ending}" for ending, count in names.most_common(8)) + (", and others" if len(names) > 8 else "")
-        log.warning("%s: %s files are left out, being no images that are read here: %s", where, f"{names.total():,}", kinds)
+        commonest = sorted(names.items(), key=lambda found: (-found[1], found[0]))[:8]
+        kinds = ", ".join(f"{count:,} {ending}" for ending, count in commonest) + (", and others" if len(names) > 8 else "")
+        log.warning("%s: %s files are left out, for they are hidden or no images that are read here: %s", where, f"{names.total():,}", kinds)
 
 
 def ending_of(name: str) -> str:

@@ -33,6 +33,21 @@ def digits_folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def layouts(digits_folder, tmp_path_factory):
+    """The small folder in another layout (see `benchmarks.layouts`), by the layout's name: its folder, not to be changed."""
+    from benchmarks import layouts as writers
+
+    root, made = tmp_path_factory.mktemp("layouts"), {}
+
+    def get(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = writers.write(kind, digits_folder, root / kind)
+        return made[kind]
+
+    return get
+
+
 SHORT_RUN = [
     "--model=recnext_m0", "--input-size=32", "--batch-size=16", "--mix-group-size=16", "--mix-lanes=2", "--epochs=2", "--warmup-epochs=1", "--lr=3e-2",
     "--model-ema-decay=0.9", "--num_workers=0", "--hflip=0", "--device=cpu",

@@ -33,7 +33,7 @@ def test_hidden_files_are_left_out_and_other_kinds_counted_in_one_line(cluttered
     ours, theirs = datasets.open_images(settings(cluttered)), datasets.open_images(settings(digits_folder))
     assert [len(part) for part in ours] == [len(part) for part in theirs] == [96, 40]
     (line,) = {message for message in caplog.messages if "left out" in message}
-    assert line.startswith(f"{cluttered / 'train'}: 7 files are left out") and line.endswith("2 hidden, 2 .gif, 1 .heic, 1 .jxl, 1 without an ending")
+    assert line.startswith(f"{cluttered / 'train'}: 7 files are left out") and line.endswith("2 .gif, 2 hidden, 1 .heic, 1 .jxl, 1 without an ending")
 
 
 def test_tars_leave_out_what_folders_leave_out(cluttered, monkeypatch, caplog):

@@ -8,11 +8,11 @@ import pytest
 
 import datasets
 import main
+from benchmarks import layouts
 from loading.images import read_sample
 from run import config
 from run.errors import InputError
 from tests.conftest import SHORT_RUN, read_log, run_command
-from tests.sources.conftest import KINDS
 from tests.test_resume import assert_same_run, start, wait_for
 
 RUN = [*SHORT_RUN, "--model=test_resnet", "--distillation-type=none"]  # twelve steps
@@ -30,7 +30,7 @@ def whole(digits_folder, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("kind", layouts.WRITERS)
 def test_every_source_gives_the_images_of_the_folder_and_its_run(kind, layouts, whole, tmp_path, capsys):
     ours, theirs = (datasets.open_images(settings(layouts(name))) for name in (kind, "folder"))
     for images, expected in zip(ours, theirs, strict=True):
