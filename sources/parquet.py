@@ -19,7 +19,7 @@ from sources.table import Table
 from utils import log
 
 COLUMNS = {"file": np.int32, "group": np.int32, "row": np.int32}
-KEPT_BYTES = 32 << 20  # of decoded row groups, per process
+KEPT_BYTES = 4 << 20  # of decoded row groups, per process, besides the last one; in random order more would hardly ever serve
 KEPT_OPEN = 16  # files, per process
 _SYNSET_SUFFIX = re.compile(r"_n\d{8}(?=\.\w+$)")  # that Hugging Face's copy of ImageNet adds to file names
 
@@ -177,6 +177,10 @@ class Rows(Source):
         if isinstance(column, pyarrow.ChunkedArray):
             column = column.chunk(0)
         return column.field("bytes") if isinstance(column, pyarrow.StructArray) else column
+
+    def rows_per_group(self) -> float:
+        """Rows that are read, on average, for one of them."""
+        return len(self) / len(np.unique(np.stack([self.file, self.group]), axis=1).T)
 
     def sizes(self) -> np.ndarray:
         """Bytes of each image; the first time all files are read for it."""
