@@ -152,7 +152,8 @@ def _parquet(root: Root, split: str) -> Part | None:
     files = Files(describe(paths), root.cache)
     found = index.cached("parquet", files, lambda: parquet.list_rows(files))
     source = parquet.Rows(files, found)
-    what = f"{len(paths)} parquet files in {paths[0].rpartition('/')[0]}, each image read with {source.rows_per_group():.0f} rows: pack_dataset.py spares that"
+    what = f"{len(paths)} parquet files in {paths[0].rpartition('/')[0]}"
+    log.info("%s: reading an image takes reading %.0f rows; files made by tools/pack_dataset.py need no such", what, source.rows_per_group())
     names = _class_names(root) or found.facts["names"]
     return _of_source(source, found["label"], {**found.facts, "names": names}, what, key=lambda i: parquet.key_of_row(source.names[i]))
 
