@@ -155,7 +155,8 @@ class Images(Sequence):
 
     def part(self, indices: Sequence[int]) -> "Images":
         """The images at `indices`, in that order, with all classes."""
-        return Images(Selected(self.samples, indices), self.targets[np.asarray(indices)], self.classes, self._open_image, self._read_bytes)
+        chosen = Selected(self.samples, indices) if hasattr(self.samples, "sizes") else [self.samples[i] for i in indices]
+        return Images(chosen, self.targets[np.asarray(indices)], self.classes, self._open_image, self._read_bytes)
 
 
 # What Pillow raises for files that are no images, or damaged ones (RuntimeError: AVIF).

@@ -9,7 +9,8 @@ import pytest
 import datasets
 import main
 from loading.images import read_sample
-from run import checkpoint
+from loading.sets import load_digits
+from run import checkpoint, config
 from run.errors import InputError
 from sources import parts
 from tests.sources.test_runs import RUN, settings
@@ -85,6 +86,20 @@ def test_roots_are_one_folder(layouts, tmp_path, digits_folder):
     assert train.samples.sizes().tolist() == expected.samples.sizes().tolist() and len(list(whole.iterdir())) == 4
     with pytest.raises(InputError, match="have names, those of .* numbers: name both with --class-map"):
         datasets.open_images(settings(f"{one},{layouts('shards')}"))
+
+
+@pytest.mark.parametrize("flag", ["--data-format=zip", "--class-map=names.txt"])
+def test_built_in_sets_take_no_format_and_no_class_map(flag):
+    with pytest.raises(InputError, match="--data-set DIGITS has a layout and classes of its own"):
+        config.parse(["--data-set=DIGITS", flag])
+
+
+def test_fractions_and_classes_are_of_built_in_sets_too(tmp_path):
+    (tmp_path / "odd.txt").write_text("1\n3\n")
+    train, val = datasets.open_images(config.parse(["--data-set=DIGITS", "--train-fraction=0.1", f"--classes={tmp_path / 'odd.txt'}"])[0])
+    assert train.classes == val.classes == ["1", "3"] and train[0][0].size == (32, 32)
+    counts = np.bincount(load_digits()[0].targets)
+    assert np.bincount(train.targets).tolist() == [round(0.1 * counts[1]), round(0.1 * counts[3])]
 
 
 def test_a_folder_with_a_comma_in_its_name_is_one(digits_folder, tmp_path):

@@ -9,7 +9,7 @@ import datasets
 import main
 import utils
 from loading.images import read_sample
-from run.errors import InputError
+from run.errors import DamagedImage, InputError
 from sources import remote
 from sources.cache import Cache
 from tests.conftest import read_log
@@ -81,14 +81,16 @@ def test_a_store_that_fails_twice_and_then_answers_costs_two_words(put, layouts,
     assert list(map(steady, read_log(tmp_path / "store"))) == list(map(steady, read_log(tmp_path / "folder")))
 
 
-def test_a_store_that_fails_for_good_stops_the_run_and_shows_nothing_else(put, tmp_path, monkeypatch, quick):
-    cfg = settings(put("packed"), f"--data-cache={tmp_path}", "--input-size=32", "--batch-size=16", "--mix-group-size=16", "--num_workers=0")
+@pytest.mark.parametrize("kind", ["packed", "parquet"])
+def test_a_store_that_fails_for_good_stops_the_run_and_shows_nothing_else(kind, put, tmp_path, monkeypatch, quick):
+    cfg = settings(put(kind), f"--data-cache={tmp_path}", "--input-size=32", "--batch-size=16", "--mix-group-size=16", "--num_workers=0")
     loader = datasets.build_train_loader(cfg, datasets.open_images(cfg)[0], utils.Rank(0, 1, 0, 1, utils.pick_device("cpu")))
     for path in (tmp_path / "blocks").glob("*/*"):
         path.unlink()
-    Failing(monkeypatch, [OSError("gone")] * remote.ATTEMPTS)
-    with pytest.raises(InputError, match=r"fetching bytes 0-\d+ of memory://.*train.pack failed 6 times, at last with: gone"):
+    Failing(monkeypatch, [OSError("gone")] * 1000)
+    with pytest.raises(InputError, match=r"fetching bytes 0-\d+ of memory://.*train.* failed 6 times, at last with: gone") as caught:
         next(loader.batches(0))
+    assert not isinstance(caught.value, DamagedImage)  # for which another would stand in
 
 
 def test_a_file_that_is_not_there_is_not_asked_for_again(tmp_path, quick):
