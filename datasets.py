@@ -11,10 +11,11 @@ from loading import augment, pixels
 from loading.batches import TrainingSet, ValidationSet
 from loading.damage import TrainingDamage, ValidationDamage
 from loading.images import Images
-from loading.keys import KeyedBatchSampler, build_plan, fit_batch_size
+from loading.keys import KeyedBatchSampler, build_plan, draw_words, fit_batch_size
 from loading.loaders import TrainLoader, ValLoader, loader_settings
 from loading.sets import load_digits, open_cifar, open_folders, open_inat
 from run.config import Config
+from sources.parts import fraction_of, only_classes
 from utils import Rank, log
 
 
@@ -25,7 +26,7 @@ def open_images(cfg: Config) -> tuple[Images | None, Images]:
     if cfg.loader == "fast":
         pixels.require()
         pixels.prepare_process()
-    return {
+    opened = {
         "DIGITS": load_digits,
         "IMNET": lambda: open_folders(cfg),
         "FLOWERS": lambda: open_folders(cfg, val_name="test"),
@@ -33,6 +34,17 @@ def open_images(cfg: Config) -> tuple[Images | None, Images]:
         "INAT": lambda: open_inat(cfg, 2018),
         "INAT19": lambda: open_inat(cfg, 2019),
     }[cfg.data_set]()
+    if cfg.classes:
+        opened = tuple(images if images is None else only_classes(images, cfg.classes) for images in opened)
+    return _fraction(cfg, opened[0]), opened[1]
+
+
+def _fraction(cfg: Config, train: Images | None) -> Images | None:
+    """The training images that --train-fraction leaves."""
+    if train is None or cfg.train_fraction == 1:
+        return train
+    rng = np.random.RandomState(draw_words("train fraction", cfg.data_seed)[0] % 2**32)  # legacy generator: its stream never changes
+    return train.part(fraction_of(train.targets, cfg.train_fraction, rng))
 
 
 def build_train_loader(cfg: Config, images: Images, rank: Rank, folder: Path | None = None) -> TrainLoader:

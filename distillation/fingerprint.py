@@ -5,8 +5,6 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -19,9 +17,7 @@ from loading import augment, pixels
 from loading.batches import TrainingSet
 from loading.images import Images
 from loading.keys import VERSION, Plan, draw_words
-from loading.sets import TarMember
 from run.config import Config
-from run.errors import InputError
 
 FORMAT = "understudy teacher labels 1"
 # Settings that change what the teacher sees.
@@ -71,16 +67,16 @@ def order_hash(plan: Plan, epoch: int) -> str:
 
 
 def _listing(images: Images) -> dict:
-    """Number and bytes of the training images, and the hash of each one's path below the folder they share, class and size; of
-    images in memory the hash of pixels and class."""
-    digest, num_bytes = hashlib.blake2b(digest_size=16), 0
-    if isinstance(images.samples[0], str | TarMember):
-        names, sizes = _names_and_sizes(images.samples)
-        folder = os.path.commonprefix([min(names), max(names)]).rpartition("/")[0]
-        for name, size, target in zip(names, sizes, images.targets.tolist(), strict=True):
-            digest.update(os.fsencode(f"{name[len(folder) :].lstrip('/')}\0{target}\0{size}\n"))
-            num_bytes += size
+    """Number and bytes of the training images, and the hash of each one's class and size, in their order, which tells data apart wherever
+    they lie; of images in memory the hash of pixels and class. Files that differ in content alone are told apart by the pixels of the
+    canaries and of each mix group."""
+    digest = hashlib.blake2b(digest_size=16)
+    if hasattr(images.samples, "sizes"):
+        sizes = np.asarray(images.samples.sizes(), dtype="<i8")
+        digest.update(np.stack([images.targets.astype("<i8"), sizes], axis=1).tobytes())
+        num_bytes = int(sizes.sum())
     else:
+        num_bytes = 0
         for sample, target in zip(images.samples, images.targets.tolist(), strict=True):
             array = np.ascontiguousarray(sample)
             digest.update(f"{array.shape}\0{target}\n".encode())
@@ -89,19 +85,22 @@ def _listing(images: Images) -> dict:
     return {"data.num_images": len(images), "data.num_bytes": num_bytes, "data.listing": digest.hexdigest()}
 
 
-def _names_and_sizes(samples: Sequence) -> tuple[list[str], list[int]]:
-    if isinstance(samples[0], TarMember):
-        return [member.name for member in samples], [member.size for member in samples]
-    names, num_threads = list(samples), 32  # a network's file system takes its time for each, and for many at once hardly more
-    with ThreadPoolExecutor(num_threads) as pool:
-        try:
-            parts = list(pool.map(lambda i: [os.stat(name).st_size for name in names[i::num_threads]], range(num_threads)))
-        except OSError as error:
-            raise InputError(f"{error.filename} cannot be read as an image ({error.strerror}): replace or remove it") from error
-    sizes = [0] * len(names)
-    for i, part in enumerate(parts):
-        sizes[i::num_threads] = part
-    return names, sizes
+def listing_by_path(images: Images) -> str:
+    """The listing of stores from before they knew images by content: each one's path below the folder they share, class and size."""
+    names, sizes = [str(sample) for sample in images.samples], images.samples.sizes().tolist()
+    names = [name.rpartition(": ")[2] for name in names]  # of a tar's member, its name there
+    folder, digest = os.path.commonprefix([min(names), max(names)]).rpartition("/")[0], hashlib.blake2b(digest_size=16)
+    for name, size, target in zip(names, sizes, images.targets.tolist(), strict=True):
+        digest.update(os.fsencode(f"{name[len(folder) :].lstrip('/')}\0{target}\0{size}\n"))
+    return digest.hexdigest()
+
+
+def translated(stored: dict, here: dict, images: Images) -> dict:
+    """A store's fingerprint with the listing of today where it has that of these images by path, as earlier stores do."""
+    is_earlier = stored.get("data.listing") != here["data.listing"] and stored.get("data.num_bytes") == here["data.num_bytes"]
+    if is_earlier and hasattr(images.samples, "sizes") and stored.get("data.listing") == listing_by_path(images):
+        return {**stored, "data.listing": here["data.listing"]}
+    return stored
 
 
 def versions() -> dict[str, str | None]:

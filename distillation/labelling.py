@@ -15,7 +15,7 @@ from torch import distributed as dist
 
 import datasets
 import engine
-from distillation.fingerprint import FORMAT, canary_differences, differences, draw_canaries, fingerprint, order_hash, versions
+from distillation.fingerprint import FORMAT, canary_differences, differences, draw_canaries, fingerprint, order_hash, translated, versions
 from distillation.store import MAX_CLASSES, Fresh, LabelStore, Page
 from distillation.teacher import (
     HardLabels,
@@ -139,6 +139,7 @@ class Survey:
         self.here = fingerprint(self.cfg, self.dataset, num_classes=self.num_classes, device=self.rank.device)
         if self.manifest is None:
             return
+        self.manifest["fingerprint"] = translated(self.manifest["fingerprint"], self.here, self.dataset.images)
         if self.manifest["format"] != FORMAT:
             self._refuse([f"field format: the store has {self.manifest['format']}, this project writes {FORMAT}"])
         stored = {name: value for name, value in self.manifest["fingerprint"].items() if name != "teacher.weights"}

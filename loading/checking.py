@@ -1,22 +1,24 @@
 """Whole trees of images, read as the loaders read them, to find what a run would stumble over."""
 
 import os
-import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from loading.decoding import Encoded
-from loading.images import NO_IMAGE, Images, Names, open_file, read_file
+from loading.images import ENDINGS, NO_IMAGE, Images, Paths, is_image_name, open_sample, read_sample
 from loading.loaders import loader_settings
-from loading.sets import TarMembers, list_tar, open_tar_member, read_tar_member
 from run.config import Config
 from run.errors import DamagedImage, InputError
+from sources import archives
+from sources.cache import Cache, default_folder
+from sources.files import Files, describe
+from sources.progress import Progress
+from sources.stored import Ranges
+from sources.table import Table
 from utils import Rank
 
 BATCH_SIZE = 64
@@ -52,20 +54,26 @@ def find_images(root: Path) -> Tree:
     if not root.exists():
         raise InputError(f"{root}: there is no such folder or tar")
     paths = _walk(root) if root.is_dir() else [str(root)]
-    files = [path for path in paths if path.lower().endswith(IMG_EXTENSIONS)]
-    tars = [path for path in paths if path.lower().endswith(".tar")]
-    parts, problems = [_unlabelled(Names(files), open_file, read_file)] if files else [], []
-    for path in tars:
+    files = [path for path in paths if is_image_name(path)]
+    found = [path for path in paths if path.lower().endswith((".tar", ".zip"))]
+    parts, problems = [_unlabelled(Paths(files))] if files else [], []
+    for path in found:
         try:
-            members = list_tar(Path(path))
+            members = _members(path)
         except InputError as error:
             problems.append(Problem(path, DAMAGED, str(error)))
             continue
-        if members:
-            parts.append(_unlabelled(TarMembers(members), open_tar_member, read_tar_member))
+        if len(members):
+            parts.append(_unlabelled(members))
     if not parts and not problems:
-        raise InputError(f"{root} holds no images ({', '.join(IMG_EXTENSIONS)}), and no tars of them")
-    return Tree(parts, problems, len(paths) - len(files) - len(tars))
+        raise InputError(f"{root} holds no images ({', '.join(ENDINGS)}), and no tars or zips of them")
+    return Tree(parts, problems, len(paths) - len(files) - len(found))
+
+
+def _members(path: str) -> Ranges:
+    """The images in a tar or zip. InputError where it is not whole."""
+    files = Files(describe([path]), Cache(default_folder(), 0))
+    return Ranges(files, Table(*archives.list_images(files)))
 
 
 def _walk(root: Path) -> list[str]:
@@ -77,8 +85,8 @@ def _walk(root: Path) -> list[str]:
     return found
 
 
-def _unlabelled(samples, open_image: Callable, read_bytes: Callable) -> Images:
-    return Images(samples, [0] * len(samples), [""], open_image, read_bytes)
+def _unlabelled(samples) -> Images:
+    return Images(samples, [0] * len(samples), [""], open_sample, read_sample)
 
 
 class _Checks(Dataset):
@@ -108,17 +116,11 @@ def check(tree: Tree, *, is_fast: bool, num_workers: int, say: Callable[[str], N
     """Each problem of a tree, whose images are read and decoded in `num_workers` processes; `say` hears now and then how far that is."""
     yield from tree.problems
     cfg, rank = Config(num_workers=num_workers), Rank(0, 1, 0, 1, torch.device("cpu"))
-    start = reported = time.perf_counter()
-    num_done, num_problems = 0, len(tree.problems)
+    progress, num_problems = Progress(tree.num_images, say, every_s=REPORT_EVERY_S), len(tree.problems)
     for images in tree.parts:
         dataset = _Checks(images, is_fast=is_fast)
         for batch in DataLoader(dataset, batch_size=BATCH_SIZE, **loader_settings(cfg, rank, len(images))):
             problems = list(filter(None, batch))
-            num_done, num_problems = num_done + len(batch), num_problems + len(problems)
+            num_problems += len(problems)
             yield from problems
-            if (now := time.perf_counter()) - reported > REPORT_EVERY_S:
-                reported, rate = now, num_done / (now - start)
-                left = timedelta(seconds=round((tree.num_images - num_done) / rate))
-                say(
-                    f"{num_done:,} of {tree.num_images:,} images  {num_done / tree.num_images:.1%}  {rate:,.0f} images/s  {num_problems:,} problems  ETA {left}"
-                )
+            progress.add(len(batch), f"{num_problems:,} problems")

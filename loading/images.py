@@ -1,14 +1,24 @@
 """Labelled images by index, wherever they lie: names that processes share without copying, files read and decoded."""
 
+import io
 import os
-from array import array
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from loading import decoding
-from run.errors import DamagedImage
+from run.errors import DamagedImage, InputError
+
+ENDINGS = IMG_EXTENSIONS + ((".avif",) if features.check("avif") else ())  # of the files that are taken for images
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of that name, with or without folders, is taken for an image: hidden ones are not."""
+    return name.lower().endswith(ENDINGS) and not name.rpartition("/")[2].startswith(".")
 
 
 class Names(Sequence):
@@ -18,14 +28,102 @@ class Names(Sequence):
     def __init__(self, texts: Iterable[str]):
         encoded = [os.fsencode(text) for text in texts]
         self._bytes = b"".join(encoded)
-        self._ends = array("q", np.cumsum([0, *map(len, encoded)], dtype=np.int64).tobytes())
+        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+
+    def columns(self, name: str) -> dict[str, np.ndarray]:
+        """The two columns of a table that hold the texts."""
+        return {f"{name}.bytes": np.frombuffer(self._bytes, np.uint8), f"{name}.ends": self._ends}
+
+    @classmethod
+    def of_columns(cls, columns: dict[str, np.ndarray], name: str) -> "Names":
+        """The texts in two columns of a table, whose memory they share."""
+        names = cls.__new__(cls)
+        names._bytes, names._ends = columns[f"{name}.bytes"], columns[f"{name}.ends"]
+        return names
 
     def __len__(self) -> int:
         return len(self._ends) - 1
 
     def __getitem__(self, index: int) -> str:
         index = range(len(self))[index]
-        return os.fsdecode(self._bytes[self._ends[index] : self._ends[index + 1]])
+        return os.fsdecode(bytes(self._bytes[self._ends[index] : self._ends[index + 1]]))
+
+
+class Paths(Names):
+    """Image files, by path."""
+
+    def sizes(self) -> np.ndarray:
+        """Bytes of each file; InputError naming one that is not there."""
+        names, num_threads = list(self), 32  # a network's file system takes its time for each, and for many at once hardly more
+        sizes = np.empty(len(names), np.int64)
+
+        def look(first: int) -> None:
+            sizes[first::num_threads] = [os.stat(name).st_size for name in names[first::num_threads]]
+
+        with ThreadPoolExecutor(num_threads) as pool:
+            try:
+                list(pool.map(look, range(num_threads)))
+            except OSError as error:
+                raise InputError(f"{error.filename} cannot be read as an image ({error.strerror}): replace or remove it") from error
+        return sizes
+
+    def storage_order(self) -> np.ndarray:
+        """Indices in the order in which reading all of them is cheapest."""
+        return np.arange(len(self))
+
+
+class Stored(Protocol):
+    """An image inside a larger file; its text names it."""
+
+    def read(self) -> bytes:
+        """Its bytes; DamagedImage where they cannot be read."""
+
+
+class Selected(Sequence):
+    """Samples at `indices` of others, in that order."""
+
+    def __init__(self, samples: Sequence, indices: Sequence[int]):
+        self._samples, self.indices = samples, np.asarray(indices, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int):
+        return self._samples[int(self.indices[index])]
+
+    def sizes(self) -> np.ndarray:
+        """Bytes of each sample."""
+        return self._samples.sizes()[self.indices]
+
+    def storage_order(self) -> np.ndarray:
+        """Indices in the order in which reading all of them is cheapest."""
+        rank = np.empty(len(self._samples), np.int64)
+        rank[self._samples.storage_order()] = np.arange(len(rank))
+        return np.argsort(rank[self.indices], kind="stable")
+
+
+class Joined(Sequence):
+    """The samples of several parts, one part after the other."""
+
+    def __init__(self, parts: Sequence[Sequence]):
+        self._parts = list(parts)
+        self._starts = np.cumsum([0, *map(len, self._parts)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int):
+        index = range(len(self))[index]
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._parts[part][index - int(self._starts[part])]
+
+    def sizes(self) -> np.ndarray:
+        """Bytes of each sample."""
+        return np.concatenate([part.sizes() for part in self._parts])
+
+    def storage_order(self) -> np.ndarray:
+        """Indices in the order in which reading all of them is cheapest."""
+        return np.concatenate([part.storage_order() + start for part, start in zip(self._parts, self._starts, strict=False)])
 
 
 class Images(Sequence):
@@ -57,9 +155,8 @@ class Images(Sequence):
 
     def part(self, indices: Sequence[int]) -> "Images":
         """The images at `indices`, in that order, with all classes."""
-        chosen = [self.samples[i] for i in indices]
-        samples = Names(chosen) if isinstance(self.samples, Names) else chosen
-        return Images(samples, self.targets[np.asarray(indices)], self.classes, self._open_image, self._read_bytes)
+        chosen = Selected(self.samples, indices) if hasattr(self.samples, "sizes") else [self.samples[i] for i in indices]
+        return Images(chosen, self.targets[np.asarray(indices)], self.classes, self._open_image, self._read_bytes)
 
 
 # What Pillow raises for files that are no images, or damaged ones (RuntimeError: AVIF).
@@ -67,8 +164,12 @@ UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, Image.Decompressio
 
 
 def decode(file) -> Image.Image:
-    """The RGB image in an open file, whatever its mode there (grayscale, CMYK, palette, 16 bit)."""
+    """The RGB image in an open file, whatever its mode there (grayscale, CMYK, palette, 16 bit). ValueError where the range of its
+    pixels is unknown."""
     with Image.open(file) as image:
+        if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):  # those two give 16 bits as mode I
+            kind = "floating-point numbers" if image.mode == "F" else "32-bit integers"
+            raise ValueError(f"its pixels are {kind}, of a range that it does not tell: save it with 8 or 16 bits")
         if image.mode == "I" or image.mode.startswith("I;16"):  # PIL would clip 16 bits at 255
             image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
         return image.convert("RGB")
@@ -98,3 +199,22 @@ def read_file(path: str) -> bytes:
             return file.read()
     except OSError as error:
         raise damaged(path, error) from error
+
+
+def open_stored(stored: Stored) -> Image.Image:
+    """The RGB image in a part of a larger file; DamagedImage if it cannot be read or decoded."""
+    data = stored.read()
+    try:
+        return decode(io.BytesIO(data))
+    except UNREADABLE as error:
+        raise damaged(str(stored), error) from error
+
+
+def open_sample(sample: str | Stored) -> Image.Image:
+    """The RGB image in a file or in a part of one; DamagedImage if it cannot be read or decoded."""
+    return open_file(sample) if isinstance(sample, str) else open_stored(sample)
+
+
+def read_sample(sample: str | Stored) -> bytes:
+    """The bytes of an image, a file or a part of one; DamagedImage if they cannot be read."""
+    return read_file(sample) if isinstance(sample, str) else sample.read()

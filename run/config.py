@@ -131,7 +131,22 @@ class Config:
         "IMNET: folders or tars of class folders; DIGITS: scikit-learn's handwritten digits",
         choices=("IMNET", "CIFAR", "INAT", "INAT19", "FLOWERS", "DIGITS"),
     )
-    data_path: str | None = setting(None, "folder of train/ and val/, or of the data set's files")
+    data_path: str | None = setting(
+        None, "folder of train/ and val/, or of the data set's files; also a tar or zip, a URL that fsspec knows (s3://, gs://, hf://), or several, with commas"
+    )
+    data_format: str = setting(
+        "auto",
+        "what holds the images at --data-path: class folders, Kaggle's ILSVRC, packed files, tars, zips, WebDataset shards, parquet files, or lists of "
+        "path,class; auto: the first of these that is there",
+        choices=("auto", "folder", "kaggle", "packed", "tar", "zip", "shards", "parquet", "list"),
+    )
+    data_cache: str | None = setting(None, "folder of indexes and of blocks fetched from stores, for all processes of a node (default: ~/.cache/understudy)")
+    data_cache_gb: float = setting(50.0, "GiB that fetched blocks may take there; the oldest go first", above=0)
+    class_map: str | None = setting(
+        None, "file of class names by number, a line each or JSON: names the classes that data number, and numbers those that data name"
+    )
+    classes: str | None = setting(None, "file of class names, a line each: train and evaluate on these classes of the data alone")
+    train_fraction: float = setting(1.0, "part of each class's training images to train on, the same ones for one --data-seed", above=0, at_most=1)
     val_split: float | None = setting(None, "fraction of train/ to hold out where there is no val/", above=0, at_most=0.9)
     inat_category: str = setting(
         "name", "what counts as a class in iNaturalist", choices=("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")
@@ -242,6 +257,10 @@ def validate(cfg: Config) -> None:
         (
             cfg.val_split is not None and cfg.data_set not in ("IMNET", "FLOWERS"),
             f"--val-split holds images out of train/, which --data-set {cfg.data_set} does not have",
+        ),
+        (
+            cfg.data_set not in ("IMNET", "FLOWERS") and (cfg.data_format != "auto" or bool(cfg.class_map)),
+            f"--data-format and --class-map are for data at --data-path, and --data-set {cfg.data_set} has a layout and classes of its own: drop them",
         ),
         (cfg.cutmix_minmax is not None and len(cfg.cutmix_minmax) != 2, "--cutmix-minmax takes two fractions"),
         (cfg.cutmix_minmax is not None and not all(0 <= x <= 1 for x in cfg.cutmix_minmax), "--cutmix-minmax takes fractions from 0 to 1"),

@@ -18,8 +18,9 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _few_threads(monkeypatch):
+def _few_threads_and_own_cache(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +31,21 @@ def digits_folder(tmp_path_factory) -> Path:
         few = [i for i, target in enumerate(images.targets) if target < 4][:count]
         export(images.part(few), folder / name, size=48)
     return folder
+
+
+@pytest.fixture(scope="session")
+def layouts(digits_folder, tmp_path_factory):
+    """The small folder in another layout (see `benchmarks.layouts`), by the layout's name: its folder, not to be changed."""
+    from benchmarks import layouts as writers
+
+    root, made = tmp_path_factory.mktemp("layouts"), {}
+
+    def get(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = writers.write(kind, digits_folder, root / kind)
+        return made[kind]
+
+    return get
 
 
 SHORT_RUN = [

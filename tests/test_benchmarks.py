@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_report, inference, loader, mixers, models, soak
+from benchmarks import gpu, gpu_report, inference, layouts, loader, mixers, models, soak, sources
 from model.layers import ConvNorm
 from run.errors import InputError
 from tests.conftest import ROOT, TINY, run_command
@@ -113,6 +113,16 @@ def test_loader_processes_keep_a_large_listing_shared():
         for name, start, sizes in re.findall(r"^(\w+) .* ([\d.]+) MiB at the start, then (.*)$", done.stdout, re.M)
     }
     assert growth["arrays"] < 2 < 10 < growth["lists"]
+
+
+def test_sources_are_compared_image_for_image_and_their_index_stays_shared(digits_folder, capsys):
+    sources.main([str(digits_folder), "--num-images=16", "--rounds=1", "--decode", "--index-images=200000"])
+    out = capsys.readouterr().out
+    rates = re.findall(r"^(cold|warm)  (\w+) +(\d+) images/s  ([\d.]+) times folders", out, re.M)
+    assert {name for _, name, _, _ in rates} == {"folder", *layouts.WRITERS} and all(int(found) > 0 for *_, found, _ in rates)
+    assert [ratio for _, name, _, ratio in rates if name == "folder"] == ["1.00"] * len({state for state, *_ in rates})
+    sizes = re.findall(r"^index .* ([\d.]+) MiB at the start, then (.*)$", out, re.M)
+    assert len(sizes) == 2 and all(float(later.split()[-1]) - float(start) < 2 for start, later in sizes)
 
 
 def test_bench_data_says_what_limits_a_run(digits_folder):

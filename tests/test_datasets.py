@@ -13,8 +13,8 @@ import datasets
 import utils
 from loading import augment, keys, sets
 from loading.batches import TrainingSet, ValidationSet
-from loading.images import Images, decode, open_file, read_file
-from loading.sets import load_digits, read_tar_member, stratified_split
+from loading.images import Images, decode, open_file, read_file, read_sample
+from loading.sets import load_digits, stratified_split
 from run import config
 from run.errors import InputError
 
@@ -123,7 +123,7 @@ def test_tars_give_the_images_of_the_folders(tmp_path):
     for tar_images, folder_images in zip(from_tar, from_folder, strict=True):
         assert tar_images.classes == folder_images.classes and tar_images.targets.tolist() == folder_images.targets.tolist()
         assert [tar_images[i][0].tobytes() for i in range(6)] == [folder_images[i][0].tobytes() for i in range(6)]
-        assert list(map(read_tar_member, tar_images.samples)) == list(map(read_file, folder_images.samples))
+        assert list(map(read_sample, tar_images.samples)) == list(map(read_file, folder_images.samples))
 
 
 def test_unreadable_images_are_named(tmp_path):

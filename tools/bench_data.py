@@ -12,7 +12,6 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,31 +25,37 @@ import utils
 from benchmarks import distill
 from distillation import teacher
 from loading import keys
-from loading.images import Images, Names, read_file
+from loading.images import Images, read_sample
 from loading.loaders import count_workers
-from loading.sets import TarMember, TarMembers, read_tar_member
 from run import config, process
 from run.errors import InputError
+from sources.stored import Entry
 
 STORAGE_THREADS = 16
 
 
-def forget(sample: str | TarMember) -> None:
+def forget(path: str) -> None:
     """Ask the system to drop a file from memory."""
-    with open(sample.tar if isinstance(sample, TarMember) else sample, "rb") as file:
+    with open(path, "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def storage_rate(images: Images, read: Callable, seconds: float) -> tuple[float, float]:
-    """Images and megabytes per second that 16 threads `read`, for at most `seconds`."""
+def files_of(samples: list[str | Entry]) -> set[str]:
+    """The local files that samples lie in."""
+    sources = {sample.source for sample in samples if not isinstance(sample, str)}
+    return {sample for sample in samples if isinstance(sample, str)} | {file.path for source in sources for file in source.files if not file.is_remote}
+
+
+def storage_rate(images: Images, seconds: float) -> tuple[float, float]:
+    """Images and megabytes per second that 16 threads read, for at most `seconds`."""
     samples = [images.samples[i] for i in np.random.RandomState(0).permutation(len(images))[:20_000]]
     if hasattr(os, "posix_fadvise"):
-        for sample in samples[:1] if isinstance(samples[0], TarMember) else samples:
-            forget(sample)
+        for path in files_of(samples):
+            forget(path)
     start, num_images, num_bytes = time.perf_counter(), 0, 0
     with ThreadPoolExecutor(STORAGE_THREADS) as pool:
         for first in range(0, len(samples), 256):
-            sizes = list(pool.map(lambda sample: len(read(sample)), samples[first : first + 256]))
+            sizes = list(pool.map(lambda sample: len(read_sample(sample)), samples[first : first + 256]))
             num_images, num_bytes = num_images + len(sizes), num_bytes + sum(sizes)
             if time.perf_counter() - start > seconds:
                 break
@@ -127,9 +132,8 @@ def main(argv: list[str]) -> None:
     add("model", model_rate(cfg, rank, own.seconds, with_teacher=False), f"{cfg.model} on {rank.device}, batch {cfg.batch_size}")
     if cfg.distillation != "none":
         add("model with teacher", model_rate(cfg, rank, own.seconds, with_teacher=True), f"{cfg.teacher_model} online")
-    reader = {Names: read_file, TarMembers: read_tar_member}.get(type(images.samples))
-    if reader is not None:
-        rate, megabytes = storage_rate(images, reader, own.seconds)
+    if hasattr(images.samples, "sizes"):
+        rate, megabytes = storage_rate(images, own.seconds)
         add("storage", rate, f"{megabytes:.0f} MB/s in {STORAGE_THREADS} threads")
     add("one loader process", loader_rate(dataclasses.replace(cfg, num_workers=1), images, rank, own.seconds), f"{cfg.loader} loader")
     rate = loader_rate(dataclasses.replace(cfg, num_workers=num_workers), images, rank, own.seconds)

@@ -24,7 +24,7 @@ from distillation import fingerprint, generate, labelling, teacher
 from distillation.store import MISSING, Fresh, LabelStore, Merged, Page
 from loading import augment, keys
 from loading.images import open_file
-from loading.sets import load_digits, open_folder, open_tar
+from loading.sets import load_digits, open_folder
 from run import command, config, signals
 from run.errors import InputError
 from run.manifest import read_manifest
@@ -32,7 +32,7 @@ from tests.conftest import ROOT, SHORT_RUN, read_log, run_command
 from tests.nets import randomise
 from tests.test_main import steady
 from tests.test_resume import assert_same_run, start, wait_for
-from tools import inspect_teacher_labels, make_teacher_labels
+from tools import inspect_teacher_labels, make_teacher_labels, pack_dataset
 
 CPU = utils.Rank(0, 1, 0, 1, torch.device("cpu"))
 NAME = "resnet10t"
@@ -598,7 +598,8 @@ def test_other_libraries_widen_the_canary_and_warn(labels, digits_folder, caplog
 
 def test_a_tar_lists_the_same_as_its_folder_and_a_changed_size_does_not(digits_folder, tmp_path):
     subprocess.run(["tar", "-cf", str(tmp_path / "train.tar"), "-C", str(digits_folder), "train"], check=True)
-    folder, tar = open_folder(digits_folder / "train"), open_tar(tmp_path / "train.tar")
+    subprocess.run(["tar", "-cf", str(tmp_path / "val.tar"), "-C", str(digits_folder), "val"], check=True)
+    folder, (tar, _) = open_folder(digits_folder / "train"), datasets.open_images(settings(tmp_path))
     assert fingerprint._listing(folder) == fingerprint._listing(tar)
     moved = shutil.copytree(digits_folder / "train", tmp_path / "elsewhere")
     assert fingerprint._listing(open_folder(moved)) == fingerprint._listing(tar)
@@ -608,6 +609,32 @@ def test_a_tar_lists_the_same_as_its_folder_and_a_changed_size_does_not(digits_f
     assert listing["data.num_bytes"] == fingerprint._listing(tar)["data.num_bytes"] + 1
     file.rename(file.with_name("renamed.jpg"))
     assert fingerprint._listing(open_folder(moved))["data.listing"] != listing["data.listing"]
+
+
+@pytest.mark.parametrize("kind", ["packed", "shards", "parquet"])
+def test_labels_made_from_folders_serve_other_sources_of_the_same_bytes(stored, layouts, kind):
+    assert open_survey(stored, layouts(kind)).needs_teacher(range(2)) is False
+
+
+def test_labels_made_from_folders_do_not_serve_what_was_encoded_anew(stored, digits_folder, tmp_path):
+    pack_dataset.main([str(digits_folder), str(tmp_path), "--max-side=47", "--num-workers=1"])
+    with pytest.raises(InputError, match=r"field data\.num_bytes: .*field data\.listing: the store has"):
+        open_survey(stored, tmp_path).needs_teacher(range(2))
+
+
+def test_labels_from_before_images_were_known_by_content_serve_the_same_files(labels, digits_folder, tmp_path):
+    manifest = json.loads((labels / "manifest.json").read_text())
+    manifest["fingerprint"]["data.listing"] = fingerprint.listing_by_path(open_folder(digits_folder / "train"))
+    (labels / "manifest.json").write_text(json.dumps(manifest))
+    assert open_survey(labels, digits_folder).needs_teacher(range(2)) is False
+    subprocess.run(["tar", "-cf", str(tmp_path / "train.tar"), "-C", str(digits_folder), "train"], check=True)
+    subprocess.run(["tar", "-cf", str(tmp_path / "val.tar"), "-C", str(digits_folder), "val"], check=True)
+    assert open_survey(labels, tmp_path).needs_teacher(range(2)) is False
+    moved = shutil.copytree(digits_folder, tmp_path / "moved")
+    file = sorted((moved / "train" / "2").iterdir())[0]
+    file.rename(file.with_name("0000_renamed.jpg"))
+    with pytest.raises(InputError, match=r"field data\.listing: the store has"):
+        open_survey(labels, moved).needs_teacher(range(2))
 
 
 def test_images_in_memory_are_listed_by_their_pixels():

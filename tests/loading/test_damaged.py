@@ -18,7 +18,7 @@ import engine
 import main
 import utils
 from loading import batches, damage, keys
-from loading.sets import open_folder, open_tar
+from loading.sets import open_folder
 from run import checkpoint, config
 from run.errors import DamagedImage, DamagedImages, InputError
 from tests.conftest import TINY_RUN, read_log, run_command
@@ -167,14 +167,15 @@ def test_a_class_without_a_sound_image_is_named(digits_folder, tmp_path):
 def test_a_tar_that_lost_its_end_after_the_listing_names_what_is_cut(digits_folder, tmp_path):
     with tarfile.open(tmp_path / "train.tar", "w") as tar:
         tar.add(digits_folder / "train", arcname="train")
-    images = open_tar(tmp_path / "train.tar")
-    last = max(range(len(images)), key=lambda i: images.samples[i].offset)
+    shutil.copytree(digits_folder / "val", tmp_path / "val")
+    images, _ = datasets.open_images(settings(tmp_path))
+    last = int(np.argmax(images.samples.offset))
     with (tmp_path / "train.tar").open("r+b") as file:
-        file.truncate(images.samples[last].offset + 100)
+        file.truncate(images.samples.offset[last] + 100)
     for is_fast in (True, False):
         with pytest.raises(DamagedImage) as caught:
             images.open(last, is_fast=is_fast)
-        assert caught.value.name == f"{tmp_path / 'train.tar'}: {images.samples[last].name}" and str(caught.value).count("cannot be read") == 1
+        assert caught.value.name == f"{tmp_path / 'train.tar'}: {images.samples.names[last]}" and str(caught.value).count("cannot be read") == 1
         images.open(0, is_fast=is_fast)
 
 
