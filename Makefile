@@ -17,7 +17,7 @@ dev: .venv/installed-dev  ## add what tests, exports and plots need
 	$(BIN)/python -m pip install -q -r requirements.txt
 	touch $@
 
-.venv/installed-dev: .venv/installed requirements-dev.txt requirements-export.txt requirements-plots.txt
+.venv/installed-dev: .venv/installed $(wildcard requirements-*.txt)
 	$(BIN)/python -m pip install -q -r requirements-dev.txt
 	touch $@
 

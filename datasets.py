@@ -13,9 +13,9 @@ from loading.damage import TrainingDamage, ValidationDamage
 from loading.images import Images
 from loading.keys import KeyedBatchSampler, build_plan, draw_words, fit_batch_size
 from loading.loaders import TrainLoader, ValLoader, loader_settings
-from loading.sets import load_digits, open_cifar, open_folders, open_inat
 from run.config import Config
 from sources.parts import fraction_of, only_classes
+from sources.sets import load_digits, open_cifar, open_folders, open_inat
 from utils import Rank, log
 
 

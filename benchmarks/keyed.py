@@ -19,8 +19,8 @@ from loading import (
     augment,
     keys,
 )
-from loading.sets import open_folder
 from run import config
+from sources.sets import open_folder
 
 
 def measure(images, transform, plan, epoch: int) -> tuple[float, float]:

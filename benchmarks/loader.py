@@ -39,10 +39,10 @@ from loading import (
 from loading.batches import Batch, TrainingSet, ValidationSet
 from loading.images import Images
 from loading.loaders import _as_is, copied, prepare_worker
-from loading.sets import open_folder
 from run import config
 from run.command import positive_int
 from run.errors import InputError
+from sources.sets import open_folder
 
 BATCH = 50
 TURN = 400  # images

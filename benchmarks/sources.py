@@ -26,13 +26,13 @@ from benchmarks import layouts
 from benchmarks.loader_memory import measure
 from loading import pixels
 from loading.images import Images, Names, read_sample
-from loading.sets import open_folder
 from run import config
 from run.command import positive_int
 from sources import table
 from sources.cache import write_whole
 from sources.files import DataFile, Files
 from sources.finding import cache_of
+from sources.sets import open_folder
 from sources.stored import Ranges
 from tools.bench_data import files_of, forget
 

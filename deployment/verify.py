@@ -16,8 +16,10 @@ from torch import Tensor
 
 from deployment.weights import Trained, describe_weights, digest, facts, labels, versions
 from loading import augment
-from loading.sets import load_digits, open_part
+from run.config import Config
 from run.errors import InputError, first_line
+from sources.finding import open_first
+from sources.sets import load_digits
 
 # ---- does a file compute what was trained?
 
@@ -63,10 +65,9 @@ def _real_images(data_path: str | None) -> tuple[list, str]:
     if data_path is None:
         images, origin = load_digits()[1], "scikit-learn's digits"
     else:
-        root = Path(data_path).expanduser()
-        images = next((part for name in ("val", "test", "train") if (part := open_part(root, name)) is not None), None)
+        images = open_first(Config(data_path=data_path), ("val", "test", "train"))
         if images is None:
-            raise InputError(f"--data-path {data_path} holds neither val/, test/ nor train/, as folders or tars")
+            raise InputError(f"--data-path {data_path} holds neither images of val, of test nor of train")
         origin = data_path
     order = sorted(range(len(images)), key=lambda i: images.targets[i])
     step = max(1, len(order) // NUM_REAL)

@@ -1,7 +1,6 @@
 """From a file to a batch: paths and keys in, augmented pixels out. `datasets.py` builds a recipe's loaders of these.
 
 images.py    labelled images by index: reading and decoding files
-sets.py      where images come from: folders, tars, built-in sets
 keys.py      the keyed order of samples, and their generators
 decoding.py  JPEGs decoded as far as they are wanted
 pixels.py    the fast loader's crops and resizing
@@ -11,5 +10,4 @@ batches.py   views written side by side, in shared memory
 loaders.py   loader processes, and batches on the way to the device
 transfer.py  what the host does not wait for
 damage.py    damaged files that the loaders of all processes have met
-checking.py  whole trees read as the loaders read them
 """

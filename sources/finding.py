@@ -217,3 +217,13 @@ def open_splits(cfg: Config, val_name: str) -> tuple[Images | None, Images | Non
     """Training and validation images at --data-path, each None where there are none."""
     images = {split: opened for split, _, opened in parts_of(cfg, val_name)}
     return images.get("train"), images.get(val_name)
+
+
+def open_first(cfg: Config, splits: tuple[str, ...]) -> Images | None:
+    """The images of the first of these splits that there is at --data-path; None where there is none of them."""
+    roots = [open_root(path, cache_of(cfg)) for path in roots_of(cfg.data_path)]
+    for split in splits:
+        parts = [part for root in roots if (part := find(root, split, cfg.data_format)) is not None]
+        if parts:
+            return settle(join(parts), None, cfg.class_map, splits=(split, split))[1][0]
+    return None

@@ -17,8 +17,8 @@ class Part:
     """The images of a split.
 
     `labels`: the class of each, a place in `classes` where those are names that the source orders by itself (`is_numbered` is false), else
-    a number that the source gives; `classes` are then the names it has for them, or None. `key(i)` orders images of one class as a
-    class folder's files are ordered. `what` says where the images come from."""
+    a number that the source gives; `classes` are then the names it has for them, or None. `key(i)` orders images of one class as the
+    files of a class folder are ordered. `what` says where the images come from."""
 
     samples: Sequence
     labels: np.ndarray

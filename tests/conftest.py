@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import main
-from loading.sets import load_digits
+from sources.sets import load_digits
 from tools.export_digits import export
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,12 +11,13 @@ from PIL import Image
 
 import datasets
 import utils
-from loading import augment, keys, sets
+from loading import augment, keys
 from loading.batches import TrainingSet, ValidationSet
 from loading.images import Images, decode, open_file, read_file, read_sample
-from loading.sets import load_digits, stratified_split
 from run import config
 from run.errors import InputError
+from sources import sets
+from sources.sets import load_digits, stratified_split
 
 CPU = utils.Rank(0, 1, 0, 1, torch.device("cpu"))
 

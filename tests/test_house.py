@@ -15,13 +15,15 @@ MAY_IMPORT = {
     "run": "utils model",
     "losses": "run",
     "loading": "utils run",
-    "datasets": "utils run loading",
+    "sources": "utils run loading",
+    "datasets": "utils run loading sources",
     "engine": "utils run loading losses",
     "distillation": "utils run loading model datasets engine",
-    "deployment": "utils run loading datasets engine",
+    "deployment": "utils run loading sources datasets engine",
     "reporting": "run loading model",
     "measuring": "utils run model deployment reporting",
     "publishing": "run model deployment measuring",
+    "detection": "utils run model loading",
 }
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("[!.]*/__init__.py") if path.parent.name not in ("tests", "benchmarks"))
 COMMANDS = {path.stem for path in ROOT.glob("*.py")} - set(MAY_IMPORT)

@@ -14,8 +14,8 @@ import compare_logs
 import datasets
 import export_onnx
 import main
-from loading.sets import load_digits
 from run import config, process
+from sources.sets import load_digits
 from tests.conftest import ROOT, run_command
 from tools import inspect_teacher_labels
 

@@ -16,10 +16,10 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from loading import pixels
-from loading.checking import DAMAGED, FALLBACK, NOT_AN_IMAGE, Problem, check, find_images
 from loading.loaders import count_cores
 from run.command import positive_int, run_process, spellings
 from run.disk import writing_csv
+from sources.checking import DAMAGED, FALLBACK, NOT_AN_IMAGE, Problem, check, find_images
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from PIL import Image
 
 from loading.images import Images
-from loading.sets import load_digits
+from sources.sets import load_digits
 
 
 def export(images: Images, folder: Path, size: int) -> None:

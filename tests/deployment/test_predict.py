@@ -16,7 +16,7 @@ from deployment import prediction
 from deployment.weights import load_trained
 from loading import augment
 from loading.images import open_file
-from loading.sets import load_digits
+from sources.sets import load_digits
 from tests.conftest import run_command
 from tools.export_digits import export
 

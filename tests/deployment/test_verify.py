@@ -483,5 +483,5 @@ def test_real_images_come_from_the_data(trained, digits_folder):
     probe = verify.make_probe(trained, str(digits_folder))
     assert probe.origin == str(digits_folder) and probe.num_real == 4
     assert not torch.equal(probe.images[:4], verify.make_probe(trained).images[:4])
-    with pytest.raises(InputError, match="holds neither val/, test/ nor train/"):
+    with pytest.raises(InputError, match="holds neither images of val, of test nor of train"):
         verify.make_probe(trained, str(digits_folder / "val"))

@@ -24,10 +24,10 @@ from distillation import fingerprint, generate, labelling, teacher
 from distillation.store import MISSING, Fresh, LabelStore, Merged, Page
 from loading import augment, keys
 from loading.images import open_file
-from loading.sets import load_digits, open_folder
 from run import command, config, signals
 from run.errors import InputError
 from run.manifest import read_manifest
+from sources.sets import load_digits, open_folder
 from tests.conftest import ROOT, SHORT_RUN, read_log, run_command
 from tests.nets import randomise
 from tests.test_main import steady

@@ -9,9 +9,9 @@ from torchvision import transforms
 
 from loading import augment, keys
 from loading.batches import TrainingSet
-from loading.sets import load_digits
 from run import config
 from run.errors import InputError
+from sources.sets import load_digits
 
 DIGITS = ["--data-set", "DIGITS", "--distillation-type", "none"]
 MIXES = {  # mixup, cutmix, minmax, probability, switch probability

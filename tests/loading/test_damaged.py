@@ -18,9 +18,9 @@ import engine
 import main
 import utils
 from loading import batches, damage, keys
-from loading.sets import open_folder
 from run import checkpoint, config
 from run.errors import DamagedImage, DamagedImages, InputError
+from sources.sets import open_folder
 from tests.conftest import TINY_RUN, read_log, run_command
 from tests.test_main import steady
 from tests.test_resume import assert_same_run, start, wait_for

@@ -20,9 +20,9 @@ import utils
 from loading import augment, decoding, kernels, keys, pixels
 from loading.batches import TrainingSet
 from loading.loaders import _to_device
-from loading.sets import load_digits, open_folder
 from run import config
 from run.errors import InputError
+from sources.sets import load_digits, open_folder
 from tests.conftest import run_command
 
 PHOTOS = sorted((Path(sklearn.__file__).parent / "datasets" / "images").glob("*.jpg"))

@@ -9,10 +9,10 @@ import pytest
 import datasets
 import main
 from loading.images import read_sample
-from loading.sets import load_digits
 from run import checkpoint, config
 from run.errors import InputError
 from sources import parts
+from sources.sets import load_digits
 from tests.sources.test_runs import RUN, settings
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from loading import checking
-from loading.sets import open_folder
 from run.errors import InputError
+from sources import checking
+from sources.sets import open_folder
 from tests.conftest import ROOT
 from tests.loading.test_damaged import spoil
 from tools import check_images
