@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import engine
 import losses
 import main
 from run import checkpoint, config, watch
-from run.errors import InputError
+from run.errors import DamagedImages, InputError
 from run.skipping import NO_STEP, Skips
 from tests.conftest import TINY, TINY_RUN, read_log
 from tests.test_main import states_equal, steady
@@ -168,6 +169,16 @@ def test_damaged_weights_are_nothing_to_start_from(run, tmp_path):
     torch.save(saved, tmp_path / "a" / "checkpoint_last.pth")
     with pytest.raises(InputError, match=r"what the run starts from is damaged \(model.fc.bias is not finite .*: start from other weights"):
         run(tmp_path / "b", f"--finetune={tmp_path / 'a' / 'checkpoint_last.pth'}")
+
+
+def test_damaged_images_are_told_of_also_where_the_weights_are_not_worth_saving():
+    def refuse(names: list[str]) -> None:
+        raise watch.NotFinite("model.fc.bias is not finite", epoch=0, step=1)
+
+    saver = object.__new__(engine.Saver)
+    saver.parts, saver.state, saver._write = SimpleNamespace(teacher=SimpleNamespace(end_epoch=lambda epoch: None)), SimpleNamespace(epoch=0), refuse
+    with pytest.raises(DamagedImages, match="2 images"), saver.saving_if_damaged():
+        raise DamagedImages("2 images are damaged")
 
 
 @pytest.mark.parametrize("path", ["model.stem.weight", "model_ema.stem.weight", "optimizer.state.0.exp_avg"])
