@@ -48,8 +48,11 @@ def backend(monkeypatch):
     """What networks are compiled by in the test."""
     torch._dynamo.reset()
     found = Tracing()
-    compiler = compiling.Compiler
-    monkeypatch.setattr(compiling, "Compiler", lambda rank, mode: compiler(rank, mode=mode, backend=found))
+
+    def build(cfg: config.Config, rank: Rank):
+        return compiling.Compiler(rank, mode=cfg.compile_mode, backend=found) if cfg.compile else compiling.no_compiler
+
+    monkeypatch.setattr(compiling, "build_compiler", build)
     return found
 
 
