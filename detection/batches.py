@@ -18,8 +18,9 @@ from detection.coco import CocoData
 from loading import augment, decoding, pixels
 from loading.images import open_file, read_file
 from loading.keys import draw_words
+from loading.transfer import prefetched
 from run.errors import InputError
-from utils import Rank, log, prefetched
+from utils import Rank, log
 
 MAX_SIZE = (1333, 800)  # long and short side, in pixels
 DIVISOR = 32  # of padded sizes
