@@ -1,7 +1,6 @@
 """Images and a COCO-format annotation file come in; detectors on any classification backbone, keyed batches and COCO's average precision come out.
 
-networks.py    `build`: Mask R-CNN, Faster R-CNN or RetinaNet of a backbone's name; backbone weights
-pyramid.py     a classifier's feature maps, and the pyramid on top of them
+networks.py    `build`: Mask R-CNN, Faster R-CNN or RetinaNet of a backbone's name
 matching.py    anchors, which object each one is for, keyed sampling of them
 rcnn.py        region proposals, box and mask heads, their losses
 retinanet.py   the one-stage head and its loss

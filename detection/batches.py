@@ -12,18 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import InterpolationMode
 
 from detection.coco import CocoData
-from loading import augment, decoding, pixels
-from loading.images import open_file, read_file
 from loading.keys import draw_words
+from loading.sized import fitted, normalised, opened, padded, to_size, written
+from loading.steps import Part, StepSampler
 from loading.transfer import prefetched
 from run.errors import InputError
 from utils import Rank, log
 
 MAX_SIZE = (1333, 800)  # long and short side, in pixels
-DIVISOR = 32  # of padded sizes
 
 
 class Batch(NamedTuple):
@@ -37,28 +35,6 @@ class Batch(NamedTuple):
     indices: list[int]
     targets: list[dict[str, Tensor]] | None = None
     words: list[tuple[int, ...]] | None = None
-
-
-def fitted(height: int, width: int, max_size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of an image resized, its ratio kept, to fit into `max_size` (long side, short side), either way round."""
-    scale = min(max_size[0] / max(height, width), max_size[1] / min(height, width))
-    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
-
-
-def padded(sizes: list[tuple[int, int]]) -> tuple[int, int]:
-    """The least height and width, both multiples of 32, that all `sizes` fit into."""
-    height, width = (-(-max(sides) // DIVISOR) * DIVISOR for sides in zip(*sizes, strict=True))
-    return height, width
-
-
-@dataclass(frozen=True)
-class Part:
-    """What the sampler hands to a worker: a process's part of a step. `positions` in the epoch, the `images` there, their padded `size`."""
-
-    epoch: int
-    positions: list[int]
-    images: list[int]
-    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -103,45 +79,14 @@ def build_plan(data: CocoData, *, batch_size: int, max_size: tuple[int, int] = M
     return StepPlan(data, data.training_images(), batch_size, max_size, data_seed)
 
 
-class StepSampler:
-    """Yields one process's parts of an epoch's steps, `accum_steps` of each, from any step on."""
-
-    def __init__(self, plan: StepPlan, *, accum_steps: int, rank: int, world_size: int):
-        num_parts = accum_steps * world_size
-        if plan.batch_size % num_parts:
-            raise InputError(f"a step of {plan.batch_size} images cannot be shared by {num_parts} micro-batches (processes x accumulation): use a divisor")
-        self.plan = plan
-        self.accum_steps, self.rank, self.world_size = accum_steps, rank, world_size
-        self.start(epoch=0)
-
-    def start(self, *, epoch: int, step: int = 0) -> None:
-        """Choose what the next iteration yields: `epoch`, from its step `step` on."""
-        self.epoch, self.first_step = epoch, step
-
-    def __len__(self) -> int:
-        return (self.plan.num_steps - self.first_step) * self.accum_steps
-
-    def __iter__(self) -> Iterator[Part]:
-        steps = self.plan.steps(self.epoch)
-        length = self.plan.batch_size // (self.accum_steps * self.world_size)
-        for step in range(self.first_step, len(steps)):
-            size = self.plan.size(steps[step])
-            for micro_step in range(self.accum_steps):
-                start = (micro_step * self.world_size + self.rank) * length
-                positions = range(step * self.plan.batch_size + start, step * self.plan.batch_size + start + length)
-                yield Part(self.epoch, list(positions), steps[step, start : start + length].tolist(), size)
-
-
 def load_image(data: CocoData, index: int, max_size: tuple[int, int]) -> np.ndarray:
     """Image `index` (H, W, 3), uint8, resized to fit; InputError where it cannot be read or has another size than the annotations say."""
     path = data.file(index)
-    image = decoding.Encoded(read_file(path), lambda: open_file(path)) if decoding.simplejpeg else np.array(open_file(path))
+    image = opened(path)
     height, width = data.sizes[index].tolist()
     if image.shape[:2] != (height, width):
         raise InputError(f"{path} is {image.shape[1]}x{image.shape[0]} pixels, {data.path} says {width}x{height}: correct the one or the other")
-    size = fitted(height, width, max_size)
-    view = decoding.top(image, height)
-    return view if size == (height, width) else pixels.resized(view, size, InterpolationMode.BILINEAR)
+    return to_size(image, fitted(height, width, max_size))
 
 
 def load_target(data: CocoData, index: int, size: tuple[int, int], *, is_flipped: bool, has_masks: bool) -> dict[str, Tensor]:
@@ -156,14 +101,6 @@ def load_target(data: CocoData, index: int, size: tuple[int, int], *, is_flipped
         masks = torch.nn.functional.interpolate(target["masks"][None], size=size, mode="nearest-exact")[0]
         target["masks"] = masks.flip(2) if is_flipped else masks
     return target
-
-
-def _written(views: list[np.ndarray], size: tuple[int, int]) -> Tensor:
-    """(B, 3, H, W) uint8 of `size`, each view in the top left corner, zeros around."""
-    images = torch.zeros(len(views), *size, 3, dtype=torch.uint8)
-    for image, view in zip(images.numpy(), views, strict=True):
-        image[: view.shape[0], : view.shape[1]] = view
-    return images.permute(0, 3, 1, 2)
 
 
 class TrainingSet(Dataset):
@@ -184,7 +121,7 @@ class TrainingSet(Dataset):
             views.append(view[:, ::-1] if is_flipped else view)
             targets.append(load_target(data, index, view.shape[:2], is_flipped=is_flipped, has_masks=self.has_masks))
         originals = [tuple(data.sizes[index].tolist()) for index in part.images]
-        return Batch(_written(views, part.size), [view.shape[:2] for view in views], originals, part.images, targets, [one[:2] for one in words])
+        return Batch(written(views, part.size), [view.shape[:2] for view in views], originals, part.images, targets, [one[:2] for one in words])
 
 
 class ValidationSet(Dataset):
@@ -202,16 +139,12 @@ class ValidationSet(Dataset):
         (index,) = (self.indices[place] for place in places)
         view = load_image(self.data, index, self.max_size)
         size = view.shape[:2]
-        return Batch(_written([view], padded([size])), [size], [tuple(self.data.sizes[index].tolist())], [index])
+        return Batch(written([view], padded([size])), [size], [tuple(self.data.sizes[index].tolist())], [index])
 
 
 def finished(batch: Batch) -> Batch:
     """The batch with its uint8 images normalised, and zero in the padding; on the device they are on."""
-    images = augment.finish(batch.images, augment.gather_erased([]))
-    for image, (height, width) in zip(images, batch.sizes, strict=True):
-        image[:, height:] = 0
-        image[:, :, width:] = 0
-    return batch._replace(images=images)
+    return batch._replace(images=normalised(batch.images, batch.sizes))
 
 
 def _ready(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

@@ -7,6 +7,7 @@ from PIL import Image
 
 from detection import batches, coco
 from detection.batches import StepSampler, TrainingSet, build_plan, build_train_loader, build_val_loader, finished, fitted, load_target, padded
+from loading import decoding
 from run.errors import InputError
 from tests.detection import made
 from utils import Rank
@@ -156,5 +157,5 @@ def test_an_image_of_another_size_than_the_annotations_say_is_named(tmp_path):
 
 def test_without_the_fast_decoder_pillow_reads(data, monkeypatch):
     fast = batches.load_image(data, 0, MAX_SIZE)
-    monkeypatch.setattr(batches.decoding, "simplejpeg", None)
+    monkeypatch.setattr(decoding, "simplejpeg", None)
     assert np.abs(batches.load_image(data, 0, MAX_SIZE).astype(int) - fast).max() <= 2

@@ -10,7 +10,8 @@ from torch import nn
 
 import model
 from detection import networks
-from detection.pyramid import CoarseMaps, FinePyramid, build_backbone
+from features import weights
+from features.pyramid import CoarseMaps, FinePyramid, build_backbone
 from run.errors import InputError
 from tests.conftest import ROOT
 from tests.nets import randomise
@@ -94,17 +95,17 @@ def test_parameters_are_as_counted_by_hand(detector, backbone):
 
 
 def test_laterals_maps_and_strides_follow_the_backbone():
-    for backbone, for_retinanet, shapes in (
-        ("recnext_m0", False, [(24, 32), (12, 16), (6, 8), (3, 4), (2, 2)]),
-        ("lsnet_t", False, [(24, 32), (12, 16), (6, 8), (3, 4), (2, 2)]),
-        ("lsnet_t", True, [(12, 16), (6, 8), (3, 4), (2, 2), (1, 1)]),
-        ("resnet18", True, [(12, 16), (6, 8), (3, 4), (2, 2), (1, 1)]),
+    for backbone, kind, shapes in (
+        ("recnext_m0", "rcnn", [(24, 32), (12, 16), (6, 8), (3, 4), (2, 2)]),
+        ("lsnet_t", "rcnn", [(24, 32), (12, 16), (6, 8), (3, 4), (2, 2)]),
+        ("lsnet_t", "retinanet", [(12, 16), (6, 8), (3, 4), (2, 2), (1, 1)]),
+        ("resnet18", "retinanet", [(12, 16), (6, 8), (3, 4), (2, 2), (1, 1)]),
     ):
-        net = build_backbone(backbone, 8, for_retinanet=for_retinanet).eval()
+        net = build_backbone(backbone, 8, kind=kind).eval()
         with torch.no_grad():
             maps = list(net(torch.zeros(1, 3, 96, 128)).values())
         assert [tuple(one.shape[1:]) for one in maps] == [(8, *shape) for shape in shapes]
-        assert net.strides == [(8 if for_retinanet else 4) * 2**i for i in range(5)]
+        assert net.strides == [(8 if kind == "retinanet" else 4) * 2**i for i in range(5)]
 
 
 def constant(layer: nn.Module, value: float, bias: float = 0.0) -> None:
@@ -152,7 +153,7 @@ def test_unfit_names_are_explained(detector, backbone, word):
 
 @pytest.mark.parametrize("backbone", ["lsnet_t", "recnext_m0"])
 def test_batchnorm_learns_and_keeps_its_statistics_in_lsnet_alone(backbone):
-    net = build_backbone(backbone, 8, for_retinanet=False).train()
+    net = build_backbone(backbone, 8, kind="rcnn").train()
     norms = [module for module in net.body.modules() if isinstance(module, nn.BatchNorm2d)]
     before = [norm.running_mean.clone() for norm in norms]
     sum(one.sum() for one in net(torch.randn(2, 3, 64, 64)).values()).backward()
@@ -164,8 +165,8 @@ def test_batchnorm_learns_and_keeps_its_statistics_in_lsnet_alone(backbone):
 
 def test_weight_decay_spares_attention_biases_alone():
     with torch.device("meta"):
-        spared = networks.no_weight_decay(networks.build("retinanet", "lsnet_t", 3))
-        assert networks.no_weight_decay(networks.build("retinanet", "recnext_m0", 3)) == set()
+        spared = weights.no_weight_decay(networks.build("retinanet", "lsnet_t", 3))
+        assert weights.no_weight_decay(networks.build("retinanet", "recnext_m0", 3)) == set()
     assert len(spared) == 5
     assert all(name.startswith("backbone.body.") and name.endswith("attention_biases") for name in spared)
 
@@ -175,7 +176,7 @@ def test_backbone_weights_load_but_for_their_heads(name, options, tmp_path):
     source = randomise(model.create_model(name, **options))
     torch.save({"model": source.state_dict()}, tmp_path / f"{name}_distill_300e.pth")
     net = networks.build("faster_rcnn", name, 3, channels=8)
-    dropped = networks.load_backbone(net, name, str(tmp_path / f"{name}_distill_300e.pth"))
+    dropped = weights.load_backbone(net, name, str(tmp_path / f"{name}_distill_300e.pth"))
     state, loaded = source.state_dict(), net.backbone.body.model.state_dict()
     assert set(dropped) == set(state) - set(loaded) != set()
     assert all(key.startswith(("head", "fc")) for key in dropped)
@@ -189,7 +190,7 @@ def test_backbone_weights_that_lack_or_exceed_anything_else_are_refused(tmp_path
     for wrong in ({key: value for key, value in state.items() if key != first}, state | {"stages.9.weight": torch.zeros(1)}):
         torch.save({"model": wrong}, tmp_path / "wrong.pth")
         with pytest.raises(InputError, match="does not fit"):
-            networks.load_backbone(net, "recnext_m0", str(tmp_path / "wrong.pth"))
+            weights.load_backbone(net, "recnext_m0", str(tmp_path / "wrong.pth"))
 
 
 def test_bfloat16_keeps_boxes_in_full_precision():
