@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "publishing": "run model deployment measuring",
     "features": "utils run model",
     "detection": "utils run loading features",
-    "segmentation": "utils run loading features deployment",
+    "segmentation": "utils run loading sources features deployment",
 }
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("[!.]*/__init__.py") if path.parent.name not in ("tests", "benchmarks"))
 COMMANDS = {path.stem for path in ROOT.glob("*.py")} - set(MAY_IMPORT)

@@ -1,0 +1,10 @@
+"""Pictures and label images come in; Semantic FPN on any classification backbone, keyed crops and mean IoU come out.
+
+networks.py    `build`: the backbone of a name, its pyramid and the semantic head; the loss
+names.py       checkpoints with the published names, in both directions
+classes.py     class names and colours: ADE20K's, a file's, or made ones
+data.py        pairs of pictures and label images; what is wrong with them
+cropping.py    the keyed augmentation: scale, crop, flip, photometric distortion
+batches.py     the keyed order of a run, and its batches
+evaluation.py  labels at the picture's size, confusion matrices, mean IoU
+"""
