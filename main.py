@@ -42,6 +42,7 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
         scheduler=optim.build_scheduler(cfg, optimizer),
         scaler=hardware.build_scaler(cfg.amp, rank.device),
         epoch=cfg.start_epoch,
+        best=dict.fromkeys(engine.Parts.bests, -1.0),
     )
     run = {"global_batch": loader.global_batch, "num_images": len(train_images), "class_names": train_images.classes}
     if source := find_checkpoint(cfg, folder, rank):

@@ -17,7 +17,7 @@ from loading.batches import PREFETCH, Batch
 from loading.damage import TrainingDamage, ValidationDamage
 from loading.keys import KeyedBatchSampler, Plan
 from loading.transfer import prefetched
-from run.config import Config
+from run.config import RunConfig
 from utils import Rank, log
 
 
@@ -139,7 +139,7 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def count_workers(cfg: Config, rank: Rank) -> int:
+def count_workers(cfg: RunConfig, rank: Rank) -> int:
     """Loader processes of this process: as asked for, else one per core that it has to itself, at most 10."""
     if cfg.num_workers is not None:
         return cfg.num_workers
@@ -177,7 +177,7 @@ def prepare_worker(worker_id: int) -> None:
     pixels.keep_freed_memory()
 
 
-def loader_settings(cfg: Config, rank: Rank, num_items: int) -> dict:
+def loader_settings(cfg: RunConfig, rank: Rank, num_items: int) -> dict:
     num_workers = count_workers(cfg, rank) if num_items else 0
     workers = {"num_workers": num_workers, "persistent_workers": num_workers > 0, "worker_init_fn": prepare_worker, "collate_fn": _as_is}
     workers["prefetch_factor"] = PREFETCH if num_workers else None

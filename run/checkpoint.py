@@ -25,7 +25,7 @@ from timm.models._hub import download_cached_file, load_state_dict_from_hf
 from torch import Tensor, nn
 
 from run import disk, integrity
-from run.config import Config
+from run.config import Config, RunConfig
 from run.errors import InputError
 from run.optim import load_optimizer
 from run.skipping import Guard
@@ -63,8 +63,8 @@ class TrainState:
     loss_sum: Tensor | float = 0.0
     skipped_steps: Tensor | int = 0
     bad_images: int = 0  # of this process, in whose place it trained on others
-    best_acc1: float = -1.0  # below any accuracy, so that the first epoch is the best so far
-    best_ema_acc1: float = -1.0
+    tally: dict[str, Tensor] = dataclasses.field(default_factory=dict)  # sums of this process since the last line of train_log.txt
+    best: dict[str, float] = dataclasses.field(default_factory=dict)  # of what is evaluated; at first below any, so that the first epoch is the best so far
 
     @functools.cached_property
     def guard(self) -> Guard:
@@ -73,7 +73,12 @@ class TrainState:
 
     def end_epoch(self) -> None:
         """Go on to the next epoch. An epoch that is trained is over once it is evaluated: a run that ends between repeats the evaluation alone."""
-        self.epoch, self.step, self.loss_sum, self.skipped_steps, self.bad_images = self.epoch + 1, 0, 0.0, 0, 0
+        self.epoch += 1
+        self.forget_step()
+
+    def forget_step(self) -> None:
+        """Be at the beginning of the epoch."""
+        self.step, self.loss_sum, self.skipped_steps, self.bad_images, self.tally = 0, 0.0, 0, 0, {}
 
 
 def fetch(source: str) -> Path | dict[str, Tensor]:
@@ -250,7 +255,7 @@ FREE_SETTINGS = {
 }  # fmt: skip
 
 
-def _changes(checkpoint: dict, cfg: Config, run: dict) -> list[str]:
+def _changes(checkpoint: dict, cfg: RunConfig, run: dict) -> list[str]:
     """How the recipe of `checkpoint` differs from `cfg` and `run`, a line per setting."""
     there = {"loader": "reference", **checkpoint["args"], **checkpoint.get("run", {})}  # the only loader before there was the setting
     here = {**dataclasses.asdict(cfg), **run}
@@ -262,7 +267,7 @@ def _plain(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def _require_same_recipe(checkpoint: dict, cfg: Config, run: dict, source: str) -> bool:
+def _require_same_recipe(checkpoint: dict, cfg: RunConfig, run: dict, source: str) -> bool:
     """Whether the recipe is the checkpoint's; where it is not, InputError unless --allow-config-change."""
     if not isinstance(checkpoint.get("args"), dict):
         log.warning("%s was not written by this project: its recipe is not compared with this run's", source)
@@ -279,7 +284,7 @@ def _require_same_recipe(checkpoint: dict, cfg: Config, run: dict, source: str) 
     return not changes
 
 
-def resume(cfg: Config, state: TrainState, source: str, *, run: dict, rank: Rank) -> None:
+def resume(cfg: RunConfig, state: TrainState, source: str, *, run: dict, rank: Rank) -> None:
     """Continue the run of the checkpoint `source`: everything in `state` as it was when it was saved.
 
     `run` holds what of the recipe is not a setting: the global batch and the data's size. Where --allow-config-change lets the
@@ -296,8 +301,7 @@ def resume(cfg: Config, state: TrainState, source: str, *, run: dict, rank: Rank
     state.step = checkpoint.get("step", 0) if is_same else 0
     if state.step:
         _resume_inside_epoch(checkpoint, state, rank)
-    state.best_acc1 = checkpoint.get("best_acc1", -1.0)
-    state.best_ema_acc1 = checkpoint.get("best_ema_acc1", -1.0)
+    state.best |= {name: checkpoint.get(name, -1.0) for name in state.best}
     log.info("continuing %s with epoch %d, step %d", source, state.epoch, state.step)
 
 
@@ -345,16 +349,20 @@ def _floating_buffers(state: TrainState) -> list[Tensor]:
     return [buffer for net in nets for buffer in net.buffers() if buffer.is_floating_point()]
 
 
+def _own(sums: list[float], rank: Rank) -> float:
+    """This process's sum; where the number of processes changed, the mean."""
+    return sums[rank.index] if len(sums) == rank.world_size else sum(sums) / len(sums)
+
+
 def _resume_inside_epoch(checkpoint: dict, state: TrainState, rank: Rank) -> None:
     """Each process's own sums and statistics; where the number of processes changed, each gets their mean."""
     loss_sums = checkpoint["loss_sums"]
     state.skipped_steps = checkpoint["skipped_steps"]
     state.bad_images = checkpoint.get("bad_images", 0) if rank.is_main else 0
-    if len(loss_sums) != rank.world_size:
-        state.loss_sum = sum(loss_sums) / len(loss_sums)
-        return
-    state.loss_sum = loss_sums[rank.index]
-    if rank.world_size > 1:
+    state.loss_sum = _own(loss_sums, rank)
+    tallies = checkpoint.get("tallies", {})
+    state.tally = {name: torch.tensor(_own(sums, rank), dtype=torch.float64, device=rank.device) for name, sums in tallies.items()}
+    if rank.world_size > 1 and len(loss_sums) == rank.world_size:
         own = checkpoint["rank_buffers"][rank.index]
         buffers = _floating_buffers(state)
         with torch.no_grad():
@@ -362,7 +370,7 @@ def _resume_inside_epoch(checkpoint: dict, state: TrainState, rank: Rank) -> Non
                 buffer.copy_(value.view_as(buffer))
 
 
-def collect(cfg: Config, state: TrainState, *, facts: dict, run: dict, metrics: dict, rank: Rank) -> dict:
+def collect(cfg: RunConfig, state: TrainState, *, facts: dict, run: dict, metrics: dict, rank: Rank) -> dict:
     """Checkpoint of a run as it stands; every process takes part, for inside an epoch each has sums and statistics of its own.
 
     Running statistics are stored as their mean over processes, and inside an epoch each process's besides."""
@@ -376,8 +384,7 @@ def collect(cfg: Config, state: TrainState, *, facts: dict, run: dict, metrics: 
         "scaler": state.scaler.state_dict(),
         "args": dataclasses.asdict(cfg),
         "run": run,
-        "best_acc1": state.best_acc1,
-        "best_ema_acc1": state.best_ema_acc1,
+        **state.best,
         "step": state.step,
         "metrics": metrics,
         **facts,
@@ -386,6 +393,7 @@ def collect(cfg: Config, state: TrainState, *, facts: dict, run: dict, metrics: 
         checkpoint["loss_sums"] = gather(torch.as_tensor(state.loss_sum, dtype=torch.float64, device=rank.device), rank).tolist()
         checkpoint["skipped_steps"] = int(state.skipped_steps)
         checkpoint["bad_images"] = all_sum(torch.tensor(state.bad_images, device=rank.device)).item()
+        checkpoint["tallies"] = {name: gather(value, rank).tolist() for name, value in state.tally.items()}
     if state.step and rank.world_size > 1:
         own = torch.cat([buffer.flatten().float().to(rank.device) for buffer in _floating_buffers(state)])
         checkpoint["rank_buffers"] = gather(own, rank).cpu()
