@@ -1,5 +1,8 @@
 """Pictures and label images come in; Semantic FPN on any classification backbone, keyed crops and mean IoU come out.
 
+__main__.py    the command: `python -m segmentation`
+config.py      its settings
+training.py    a run's data, network, schedule, its part of the loop, and its evaluation
 networks.py    `build`: the backbone of a name, its pyramid and the semantic head; the loss
 names.py       checkpoints with the published names, in both directions
 classes.py     class names and colours: ADE20K's, a file's, or made ones

@@ -37,6 +37,7 @@ class Batch(NamedTuple):
     sizes: list[tuple[int, int]]
     indices: list[int]
     words: list[int] | None = None
+    replaced: tuple[int, ...] = ()  # images that others stand in for: none
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,11 @@ class TrainLoader:
     def num_steps(self) -> int:
         """Iterations per epoch."""
         return self.sampler.plan.num_steps
+
+    @property
+    def global_batch(self) -> int:
+        """Images per iteration, over all processes."""
+        return self.sampler.plan.batch_size
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The process's micro-batches of `epoch` from its iteration `first_step` on."""

@@ -64,6 +64,11 @@ class SegData:
     def __len__(self) -> int:
         return len(self.image_names)
 
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes by number."""
+        return self.classes.names
+
     def image_file(self, index: int) -> str:
         """Path of a picture."""
         return str(self.image_folder / self.image_names[index])

@@ -2,16 +2,16 @@
 
 Each process counts its share of the pictures; the matrices of all are added (`utils.all_sum`)."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from segmentation.batches import Batch
+from segmentation.config import METRICS
 from segmentation.networks import IGNORED, enlarged
 
-METRICS = ("mIoU", "mAcc", "aAcc")  # published names
 _NUM_SCORES = 2**26  # logits that are enlarged at once: 256 MiB
 
 
@@ -41,13 +41,14 @@ def confusion(labels: Tensor, found: Tensor, num_classes: int) -> Tensor:
 
 
 @torch.no_grad()
-def count(net: nn.Module, batches: Iterable[Batch], num_classes: int, device: torch.device) -> Tensor:
+def count(net: nn.Module, batches: Iterable[Batch], num_classes: int, device: torch.device, *, after_image: Callable[[], None] = lambda: None) -> Tensor:
     """The confusion matrix of the pictures in `batches`, on `device`; `net` is left in evaluation mode."""
     net.eval()
     total = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
     for batch in batches:
         (size,), (labels,) = batch.sizes, batch.labels
         total += confusion(labels, predicted(net(batch.images), size, tuple(labels.shape)), num_classes)
+        after_image()
     return total
 
 

@@ -23,9 +23,9 @@ MAY_IMPORT = {
     "reporting": "run loading model",
     "measuring": "utils run model deployment reporting",
     "publishing": "run model deployment measuring",
-    "features": "utils run model",
+    "features": "utils run model loading engine",
     "detection": "utils run loading features",
-    "segmentation": "utils run loading sources features deployment",
+    "segmentation": "utils run loading sources engine features",
 }
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("[!.]*/__init__.py") if path.parent.name not in ("tests", "benchmarks"))
 COMMANDS = {path.stem for path in ROOT.glob("*.py")} - set(MAY_IMPORT)
