@@ -14,8 +14,8 @@ from loading.loaders import loader_settings
 from run import checkpoint, disk
 from run.checkpoint import TrainState
 from run.errors import InputError
-from segmentation import names, networks
 from segmentation import data as pairs
+from segmentation import names, networks
 from segmentation.batches import Batch, TrainLoader, ValLoader, build_plan, build_train_loader, build_val_loader
 from segmentation.classes import ADE20K, Classes, numbered, read_classes
 from segmentation.config import METRICS, Config
