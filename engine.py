@@ -494,7 +494,7 @@ class Saver:
         self.full_disk.write(lambda: run_records.write(record))
 
     def write_steps(self, run_records) -> None:
-        """Append a line to train_log.txt: means over all processes and the steps since the last line, and seconds per step."""
+        """Append a line of training to train_log.txt: means over all processes and the steps since the last line, and seconds per step."""
         state, now = self.state, time.perf_counter()
         sums = dict(zip(state.tally, all_sum(torch.stack(list(state.tally.values()))).tolist(), strict=True))
         num_steps = sums.pop("steps")
@@ -502,7 +502,11 @@ class Saver:
         place = {"mode": "train", "epoch": state.epoch + 1, "iter": state.step, "lr": state.optimizer.param_groups[0]["lr"]}
         step_s = (now - self.last_line[1]) / max(1, state.step - self.last_line[0])
         state.tally, self.last_line = {}, (state.step, now)
-        self.full_disk.write(lambda: run_records.write_steps({**place, **means, "time": step_s}))
+        self.write_line(run_records, {**place, **means, "time": step_s})
+
+    def write_line(self, run_records, line: dict) -> None:
+        """Append a line to train_log.txt."""
+        self.full_disk.write(lambda: run_records.write_line(line))
 
     def after_epoch(self, record: dict) -> bool:
         """Save; whether any process was asked to stop."""
@@ -576,6 +580,8 @@ def _fit_epoch(cfg: RunConfig, parts: TrainParts, state: TrainState, loader, val
     _keep_best(parts, state, tested)
     record = _record(parts, state, epoch, trained, tested, eval_s=time.perf_counter() - eval_start)
     saver.write_record(run_records, record)
+    if parts.log_steps:
+        saver.write_line(run_records, {"mode": "val", "epoch": epoch + 1, "lr": trained["train_lr"], **tested})
     must_stop = saver.after_epoch(record)
     log.info("epoch %d  %s", epoch, parts.told(record))
     return must_stop

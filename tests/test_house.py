@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "reporting": "run loading model",
     "measuring": "utils run model deployment reporting",
     "publishing": "run model deployment measuring",
-    "detection": "utils run model loading",
+    "detection": "utils run model loading sources engine",
 }
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("[!.]*/__init__.py") if path.parent.name not in ("tests", "benchmarks"))
 COMMANDS = {path.stem for path in ROOT.glob("*.py")} - set(MAY_IMPORT)
