@@ -83,6 +83,10 @@ class TrainParts(EvalParts):
     def end_epoch(self, epoch: int) -> None:
         """Told when an epoch is over or left."""
 
+    def iteration(self, epoch: int, step: int) -> int:
+        """The `iter` that train_log.txt gives after `step` steps of `epoch`: counted from the epoch's beginning, or from the run's."""
+        return step
+
     def evaluate(self, state: TrainState, loader) -> dict:
         """Figures of the present weights under the keys of log.txt; every process takes part, and gets them."""
         raise NotImplementedError
@@ -494,15 +498,19 @@ class Saver:
         self.full_disk.write(lambda: run_records.write(record))
 
     def write_steps(self, run_records) -> None:
-        """Append a line to train_log.txt: means over all processes and the steps since the last line, and seconds per step."""
+        """Append a line of training to train_log.txt: means over all processes and the steps since the last line, and seconds per step."""
         state, now = self.state, time.perf_counter()
         sums = dict(zip(state.tally, all_sum(torch.stack(list(state.tally.values()))).tolist(), strict=True))
         num_steps = sums.pop("steps")
         means = {name: _mean(value, num_steps) for name, value in sums.items()}
-        place = {"mode": "train", "epoch": state.epoch + 1, "iter": state.step, "lr": state.optimizer.param_groups[0]["lr"]}
+        place = {"mode": "train", "epoch": state.epoch + 1, "iter": self.parts.iteration(state.epoch, state.step), "lr": state.optimizer.param_groups[0]["lr"]}
         step_s = (now - self.last_line[1]) / max(1, state.step - self.last_line[0])
         state.tally, self.last_line = {}, (state.step, now)
-        self.full_disk.write(lambda: run_records.write_steps({**place, **means, "time": step_s}))
+        self.write_line(run_records, {**place, **means, "time": step_s})
+
+    def write_line(self, run_records, line: dict) -> None:
+        """Append a line to train_log.txt."""
+        self.full_disk.write(lambda: run_records.write_line(line))
 
     def after_epoch(self, record: dict) -> bool:
         """Save; whether any process was asked to stop."""
@@ -539,7 +547,7 @@ def fit(cfg: RunConfig, parts: TrainParts, state: TrainState, loader, val_loader
         except NotFinite as trouble:
             parts.end_epoch(epoch)
             _go_back(trouble, parts, state, loader, saver=saver)
-            saver.full_disk.write(lambda: run_records.rewind(state.epoch, state.step))
+            saver.full_disk.write(lambda: run_records.rewind(state.epoch, parts.iteration(state.epoch, state.step)))
             continue
         if must_stop and state.epoch < cfg.epochs:
             log.warning("told to stop: saved after %sepoch %d; continue with --resume auto", f"step {state.step} of " if state.step else "", epoch)
@@ -576,6 +584,8 @@ def _fit_epoch(cfg: RunConfig, parts: TrainParts, state: TrainState, loader, val
     _keep_best(parts, state, tested)
     record = _record(parts, state, epoch, trained, tested, eval_s=time.perf_counter() - eval_start)
     saver.write_record(run_records, record)
+    if parts.log_steps:
+        saver.write_line(run_records, {"mode": "val", "epoch": epoch + 1, "lr": trained["train_lr"], **tested})
     must_stop = saver.after_epoch(record)
     log.info("epoch %d  %s", epoch, parts.told(record))
     return must_stop

@@ -35,6 +35,7 @@ class Batch(NamedTuple):
     indices: list[int]
     targets: list[dict[str, Tensor]] | None = None
     words: list[tuple[int, ...]] | None = None
+    replaced: tuple[int, ...] = ()  # images that others stand in for: none
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,11 @@ class TrainLoader:
     def num_steps(self) -> int:
         """Optimiser steps per epoch."""
         return self.sampler.plan.num_steps
+
+    @property
+    def global_batch(self) -> int:
+        """Images per optimiser step, over all processes."""
+        return self.sampler.plan.batch_size
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The process's micro-batches of `epoch` from step `first_step` on."""

@@ -1,9 +1,12 @@
 """Weights of a network on a classifier's features: what decays, and what is loaded from a classifier's checkpoint."""
 
+from pathlib import Path
+
 import timm
 from torch import nn
 
 from run import checkpoint
+from run.errors import InputError
 from utils import log
 
 
@@ -17,6 +20,10 @@ def load_backbone(net: nn.Module, name: str, source: str) -> list[str]:
 
     Returns, and logs, the names in the file that were left out: those of its heads. InputError where anything else is missing or left over."""
     where = f"--backbone-weights {source}"
+    is_local = "://" not in source and not source.startswith("hf-hub:")
+    if is_local and not Path(source).expanduser().is_file():
+        cure = f"put {name}'s ImageNet weights there, published or of main.py, name others, or start from random ones with --backbone-weights none"
+        raise InputError(f"{where}: there is no such file", cure)
     state = checkpoint.weights(checkpoint.read(source), where=where)
     own = getattr(net.backbone.body, "model", net.backbone.body)
     heads = _heads(name)

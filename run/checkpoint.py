@@ -16,6 +16,7 @@ import shutil
 import sys
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -215,10 +216,12 @@ def _own_filter(net: nn.Module):
     return lambda state: state
 
 
-def load_finetune(net: nn.Module, source: str) -> None:
-    """Load what fits; drop head tensors of another class count, and say so. InputError where more than heads differs."""
+def load_finetune(net: nn.Module, source: str, *, convert: Callable[[dict], dict] = lambda state: state) -> None:
+    """Load what fits; drop head tensors of another class count, and say so. InputError where more than heads differs.
+
+    `convert` gives the file's state dict the network's names."""
     where = f"--finetune {source}"
-    state = weights(read(source), where=where)
+    state = convert(weights(read(source), where=where))
     own = net.state_dict()
     dropped = [name for name in state if name in own and own[name].shape != state[name].shape and own[name].shape[1:] == state[name].shape[1:]]
     heads = {name.partition(".")[0] for name in dropped} | {"head", "head_dist"}
@@ -232,11 +235,16 @@ def load_finetune(net: nn.Module, source: str) -> None:
 def read_for_evaluation(cfg: Config, source: str, facts: dict) -> dict[str, Tensor]:
     """Weights to evaluate; warns where the checkpoint was made for other classes or images than `facts` tells of."""
     checkpoint = read(source)
+    warn_of_other(checkpoint, source, facts)
+    return weights(checkpoint, use_ema=cfg.use_ema, where=source)
+
+
+def warn_of_other(checkpoint: dict, source: str, facts: dict) -> None:
+    """Warn where the checkpoint was made for other classes or images than `facts` tells of."""
     for name, here in facts.items():
         there = checkpoint.get(name)
-        if name in ("class_names", "input_size", "crop_pct") and there is not None and there != here:
+        if name in ("class_names", "input_size", "crop_pct", "max_size") and there is not None and there != here:
             log.warning("%s was made with other %s than this evaluation: %s, here %s", source, name, _brief(there), _brief(here))
-    return weights(checkpoint, use_ema=cfg.use_ema, where=source)
 
 
 def _brief(value) -> str:
@@ -251,7 +259,7 @@ FREE_SETTINGS = {
     "checkpoint_steps", "checkpoint_minutes", "allow_config_change", "eval", "use_ema", "report", "pretrained", "finetune", "teacher_min_acc1",
     "teacher_path", "teacher_labels", "teacher_labels_mode", "data_path", "num_workers", "pin_mem", "model_ema_force_cpu", "on_full_disk",
     "compile", "compile_mode", "full_disk_minutes", "max_bad_images", "skip_bad_images", "on_nonfinite", "max_skipped_steps",
-    "data_format", "data_cache", "data_cache_gb", "class_map", "classes",
+    "data_format", "data_cache", "data_cache_gb", "class_map", "classes", "backbone_weights", "metrics", "log_steps",
 }  # fmt: skip
 
 

@@ -88,7 +88,7 @@ class Records:
         for board in self.boards:
             board.write(record)
 
-    def write_steps(self, line: dict) -> None:
+    def write_line(self, line: dict) -> None:
         """Append a line to train_log.txt, as `write` does to log.txt."""
         self._append(self.steps_path, line)
 
@@ -113,7 +113,7 @@ class NoRecords:
     def write(self, record: dict) -> None:
         pass
 
-    def write_steps(self, line: dict) -> None:
+    def write_line(self, line: dict) -> None:
         pass
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ class Config(BackboneConfig):
     poly_power: float = setting(0.9, "power of what is left of the run, by which it does", above=0)
     # data
     data_set: str = setting("ade20k", "ade20k: its 150 classes, and 0 in its label images is ignored; own: any classes", choices=("ade20k", "own"))
-    data_path: str | None = setting(None, "folder that holds the folders of pictures and label images")
+    data_path: str = setting("data/ade/ADEChallengeData2016", "folder that holds the folders of pictures and label images")
     train_images: str = setting("images/training", "folder of pictures to train on, seen from --data-path")
     train_labels: str = setting("annotations/training", "folder of their label images, which have their names but for the ending")
     val_images: str = setting("images/validation", "folder of pictures to evaluate on, seen from --data-path")

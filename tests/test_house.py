@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "measuring": "utils run model deployment reporting",
     "publishing": "run model deployment measuring",
     "features": "utils run model loading engine",
-    "detection": "utils run loading features",
+    "detection": "utils run loading sources engine features",
     "segmentation": "utils run loading sources engine features",
 }
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("[!.]*/__init__.py") if path.parent.name not in ("tests", "benchmarks"))
