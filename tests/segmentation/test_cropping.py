@@ -108,8 +108,8 @@ def test_saturation_and_hue_turn_colours_as_colorsys_does(draws, saturation, hue
 def test_contrast_comes_before_saturation_or_last():
     grey = np.full((1, 1, 3), [200, 100, 100], np.uint8)
     first, last = (distort(grey, Draws(0, is_last, 1, 1.5, 1, 0.5, 0))[0, 0].tolist() for is_last in (0, 1))
-    assert first == [255, 202, 202]  # 255, 150, 150: saturation 105/255 halved
-    assert last == [255, 225, 225]  # 200, 150, 150 times 1.5
+    assert first == [255, 203, 203]  # of 255, 150, 150 the saturation, 105, is halved to 52
+    assert last == [255, 226, 226]  # of 200, 100, 100 the saturation, 127, to 63: 200, 151, 151, times 1.5
 
 
 def test_draws_have_the_published_bounds():
