@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from loading.keys import draw_words
-from loading.sized import DIVISOR, fitted, normalised, opened, padded, to_size, written
+from loading.sized import DIVISOR, fitted, normalised, padded, to_size, written
 from loading.steps import Part, StepSampler
 from loading.transfer import prefetched
 from run.errors import InputError
@@ -113,14 +113,6 @@ class TrainingSet(Dataset):
             views.append(view)
             words.append(word)
         return Batch(written(views, part.size), labels, [view.shape[:2] for view in views], part.images, words)
-
-
-def tested(path: str, max_size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
-    """The picture in a file as evaluation looks at it, (1, 3, H, W) uint8, and its own size (height, width)."""
-    image = opened(path)
-    height, width = image.shape[:2]
-    size = tested_size(height, width, max_size)
-    return written([to_size(image, size)], size), (height, width)
 
 
 class ValidationSet(Dataset):

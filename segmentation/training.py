@@ -21,6 +21,7 @@ from segmentation.classes import ADE20K, Classes, numbered, read_classes
 from segmentation.config import METRICS, Config
 from segmentation.data import SegData
 from segmentation.evaluation import count, summary
+from segmentation.saved import classes_of
 from sources.progress import Progress
 from utils import Rank, all_sum, log, unwrap
 
@@ -48,26 +49,8 @@ def open_classes(cfg: Config, splits: list[tuple[Path, Path]], rank: Rank) -> Cl
             raise InputError(f"--num-classes {cfg.num_classes} and the {len(classes)} names in --classes {cfg.classes} differ: drop one of them")
         return classes
     if cfg.num_classes is None and cfg.eval:
-        saved = checkpoint.read(cfg.resume)
-        if classes := saved_classes(saved, where=cfg.resume):
-            return classes
+        return classes_of(checkpoint.read(cfg.resume), where=cfg.resume)
     return numbered(cfg.num_classes or pairs.find_num_classes(splits, rank, skips_zero=cfg.skips_zero))
-
-
-def saved_classes(saved: dict, *, where: str) -> Classes | None:
-    """The classes of a segmenter's checkpoint: its own, ADE20K's where a published one has 150, else numbers; None where it holds no segmenter.
-
-    InputError where it names another number of them than its head has."""
-    num_classes = names.num_classes(saved, where=where)
-    if num_classes is None:
-        return None
-    if "class_names" not in saved:
-        return read_classes(ADE20K) if num_classes == 150 else numbered(num_classes)
-    palette = torch.tensor(saved.get("palette", []), dtype=torch.uint8).numpy()
-    classes = Classes(list(saved["class_names"]), palette if len(palette) else numbered(num_classes).palette)
-    if not len(classes) == len(classes.palette) == num_classes:
-        raise InputError(f"{where} names {len(classes)} classes, its network has {num_classes}: the file is damaged, use another")
-    return classes
 
 
 def build_loaders(cfg: Config, train: SegData, val: SegData, rank: Rank) -> tuple[TrainLoader, ValLoader]:
@@ -92,7 +75,7 @@ def open_val_loader(cfg: Config, val: SegData, rank: Rank) -> ValLoader:
 def facts(cfg: Config, data: SegData) -> dict:
     """What a checkpoint's user must know of the pictures and classes."""
     size = {"max_size": list(cfg.max_size), "mean": augment.MEAN, "std": augment.STD}
-    return {"class_names": data.class_names, "palette": data.classes.palette.tolist(), **size}
+    return {"class_names": data.class_names, "palette": data.classes.palette.tolist(), "reduce_zero_label": data.skips_zero, **size}
 
 
 # ---- network and schedule

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "publishing": "run model deployment measuring",
     "features": "utils run model loading engine",
     "detection": "utils run loading sources engine features",
-    "segmentation": "utils run loading sources engine features",
+    "segmentation": "utils run loading sources engine features deployment",
 }
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("[!.]*/__init__.py") if path.parent.name not in ("tests", "benchmarks"))
 COMMANDS = {path.stem for path in ROOT.glob("*.py")} - set(MAY_IMPORT)

@@ -1,0 +1,80 @@
+"""What a segmenter finds in pictures, as label images and as colours over the picture."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from loading import decoding
+from loading.sized import normalised, opened, to_size, written
+from run.disk import writing
+from run.errors import InputError
+from segmentation.batches import tested_size
+from segmentation.evaluation import predicted
+from segmentation.saved import Saved
+
+OPACITY = 0.5  # of the colours over a picture
+
+
+@torch.inference_mode()
+def find_labels(net: nn.Module, path: str, max_size: tuple[int, int], device: torch.device) -> tuple[np.ndarray, np.ndarray]:
+    """The picture in a file (H, W, 3), and the number of the most probable class of each of its pixels (H, W). DamagedImage where it cannot be read,
+    InputError where the network gives no finite numbers."""
+    image = opened(path)
+    original_size = tuple(image.shape[:2])
+    picture = decoding.top(image, original_size[0])
+    size = tested_size(*original_size, max_size)
+    logits = net(normalised(written([to_size(picture, size)], size).to(device), [size]))
+    if not logits.isfinite().all():
+        raise InputError(f"{path}: the network's output is not finite; its training has diverged or the checkpoint is damaged: use an earlier one")
+    return picture, predicted(logits, size, original_size).cpu().numpy()
+
+
+def shares(labels: np.ndarray, num_classes: int) -> Iterator[tuple[int, float]]:
+    """(class, part of the pixels) of the classes that occur, the largest first."""
+    counts = np.bincount(labels.reshape(-1), minlength=num_classes)
+    for index in np.argsort(-counts, kind="stable").tolist():
+        if counts[index]:
+            yield index, float(counts[index] / labels.size)
+
+
+def label_image(labels: np.ndarray, saved: Saved) -> Image.Image:
+    """A label image as the segmenter's data has them: of 8 bits with its colours for a palette, or of 16 where there are more classes."""
+    values = labels + (1 if saved.skips_zero else 0)
+    highest = len(saved.classes) - 1 + saved.skips_zero
+    if highest >= np.iinfo(np.uint8).max:
+        return Image.fromarray(values.astype(np.uint16))
+    image = Image.fromarray(values.astype(np.uint8))
+    palette = np.zeros((256, 3), np.uint8)
+    palette[int(saved.skips_zero) : highest + 1] = saved.classes.palette
+    image.putpalette(palette.tobytes())
+    return image
+
+
+def overlay(picture: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8, the picture under the colours (C, 3) of its labels."""
+    return (picture * (1 - OPACITY) + palette[labels] * OPACITY + 0.5).astype(np.uint8)
+
+
+def targets(files: list[str], out: Path) -> list[Path]:
+    """Where the label image of each picture goes: below `out` as the pictures lie below the folder that all are in. InputError where two would be one."""
+    root = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
+    found = [out / Path(os.path.relpath(os.path.abspath(file), root)).with_suffix(".png") for file in files]
+    taken: dict[Path, str] = {}
+    for file, target in zip(files, found, strict=True):
+        if target in taken:
+            raise InputError(f"{file} and {taken[target]} would both be {target}: give them apart, each with an --out of its own")
+        taken[target] = file
+    return found
+
+
+def write_images(target: Path, picture: np.ndarray, labels: np.ndarray, saved: Saved) -> None:
+    """Write the label image `target` and, beside it with `_overlay.jpg` for its ending, the picture with its colours."""
+    with writing(f"--out {target.parent}", "choose another folder"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        label_image(labels, saved).save(target)
+        Image.fromarray(overlay(picture, labels, saved.classes.palette)).save(target.with_name(f"{target.stem}_overlay.jpg"), quality=90)

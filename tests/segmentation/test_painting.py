@@ -1,0 +1,117 @@
+"""What is seen in pictures: label images that can be read again, colours, names of files; and the checkpoints they come from."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from run.errors import InputError
+from segmentation import data, names, networks, painting, saved
+from segmentation.classes import Classes, numbered
+from segmentation.saved import Saved
+from tests.segmentation import made
+
+CPU = torch.device("cpu")
+
+
+class Bright(torch.nn.Module):
+    """Stands for a segmenter: class 1 where the image is bright, at a quarter of its size."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        bright = torch.nn.functional.avg_pool2d(images.mean(1, keepdim=True), 4)
+        return torch.cat([-bright, bright], dim=1)
+
+
+def opened(net: torch.nn.Module, num_classes: int = 2, *, skips_zero: bool = False) -> Saved:
+    return Saved(net.eval(), "resnet18", numbered(num_classes), (160, 80), skips_zero)
+
+
+def test_labels_are_found_at_the_pictures_own_size(tmp_path):
+    """The bright square of the made pictures is where its label image says, but for its edge."""
+    root = made.write(tmp_path)
+    for index, (width, height) in enumerate(made.SIZES):
+        picture, labels = painting.find_labels(Bright(), str(root / f"images/training/{index}.jpg"), (160, 80), CPU)
+        expected = made.labels_of(width, height) == 1
+        assert picture.shape == (height, width, 3)
+        assert labels.shape == (height, width)
+        assert labels[8:20, 12:24].all()
+        assert ((labels == 1) == expected)[:-12].mean() > 0.95
+
+
+def test_label_images_are_read_again_as_they_were_found(tmp_path):
+    labels = np.array([[0, 1], [1, 0]])
+    for skips_zero in (False, True):
+        one = opened(Bright(), skips_zero=skips_zero)
+        image = painting.label_image(labels, one)
+        image.save(tmp_path / "found.png")
+        assert image.mode == "P"
+        assert data.to_labels(data.read_values(str(tmp_path / "found.png")), skips_zero=skips_zero).tolist() == labels.tolist()
+        assert np.asarray(Image.open(tmp_path / "found.png").convert("RGB"))[0, 1].tolist() == one.classes.palette[1].tolist()
+
+
+@pytest.mark.parametrize(("num_classes", "skips_zero", "mode"), [(255, False, "P"), (255, True, "I;16"), (256, False, "I;16"), (254, True, "P")])
+def test_many_classes_take_16_bits(tmp_path, num_classes, skips_zero, mode):
+    """255 is no class in 8 bits: it marks what is ignored."""
+    labels = np.array([[0, num_classes - 1]])
+    image = painting.label_image(labels, opened(Bright(), num_classes, skips_zero=skips_zero))
+    image.save(tmp_path / "found.png")
+    assert image.mode == mode
+    assert data.to_labels(data.read_values(str(tmp_path / "found.png")), skips_zero=skips_zero).tolist() == labels.tolist()
+
+
+def test_overlays_and_shares_by_hand():
+    palette = np.array([[0, 0, 0], [255, 101, 0]], np.uint8)
+    picture = np.full((1, 2, 3), 100, np.uint8)
+    assert painting.overlay(picture, np.array([[0, 1]]), palette).tolist() == [[[50, 50, 50], [178, 101, 50]]]
+    assert list(painting.shares(np.array([[2, 0], [2, 2]]), 5)) == [(2, 0.75), (0, 0.25)]
+
+
+def test_results_lie_as_the_pictures_do(tmp_path):
+    files = [str(tmp_path / name) for name in ("a/x.jpg", "b/x.jpg", "b/c/y.png")]
+    assert painting.targets(files, Path("out")) == [Path("out/a/x.png"), Path("out/b/x.png"), Path("out/b/c/y.png")]
+    assert painting.targets(files[:1], Path("out")) == [Path("out/x.png")]
+    with pytest.raises(InputError, match="x.bmp and .*x.jpg would both be .*x.png"):
+        painting.targets([files[0], files[0].replace("jpg", "bmp")], Path("out"))
+
+
+def test_a_picture_and_its_labels_are_written(tmp_path):
+    labels = np.zeros((4, 6), np.int64)
+    painting.write_images(tmp_path / "out/deep/x.png", np.zeros((4, 6, 3), np.uint8), labels, opened(Bright()))
+    assert sorted(path.name for path in (tmp_path / "out/deep").iterdir()) == ["x.png", "x_overlay.jpg"]
+    assert Image.open(tmp_path / "out/deep/x_overlay.jpg").size == (6, 4)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="--out"):
+        painting.write_images(tmp_path / "file/x.png", np.zeros((4, 6, 3), np.uint8), labels, opened(Bright()))
+
+
+def test_a_network_that_has_diverged_is_named(tmp_path):
+    class Broken(Bright):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images) * float("nan")
+
+    with pytest.raises(InputError, match="0.jpg: the network's output is not finite"):
+        painting.find_labels(Broken(), str(made.write(tmp_path) / "images/training/0.jpg"), (160, 80), CPU)
+
+
+# ---- checkpoints
+
+
+def test_published_checkpoints_of_150_classes_are_ade20ks(tmp_path):
+    torch.save({"state_dict": names.to_published(networks.build("recnext_m0", 150))}, tmp_path / "published.pth")
+    with pytest.raises(InputError, match="does not say what backbone its segmenter has: add --model"):
+        saved.open_checkpoint(str(tmp_path / "published.pth"))
+    one = saved.open_checkpoint(str(tmp_path / "published.pth"), model="recnext_m0")
+    assert (one.classes.names[0], one.max_size, one.skips_zero, one.net.training) == ("wall", (2048, 512), True, False)
+
+
+def test_checkpoints_that_hold_no_segmenter_or_other_names_are_refused():
+    assert not saved.is_segmenter({"model": {"head.weight": torch.zeros(2)}})
+    with pytest.raises(InputError, match="holds no segmenter"):
+        saved.classes_of({"model": {"head.weight": torch.zeros(2)}}, where="other.pth")
+    held = {"model": {"head.conv_seg.bias": torch.zeros(3)}}
+    assert saved.classes_of(held, where="x").names == ["0", "1", "2"]
+    assert isinstance(saved.classes_of(held | {"class_names": list("abc"), "palette": [[1, 2, 3]] * 3}, where="x"), Classes)
+    with pytest.raises(InputError, match="names 2 classes, its network has 3"):
+        saved.classes_of(held | {"class_names": list("ab"), "palette": [[1, 2, 3]] * 2}, where="x")
