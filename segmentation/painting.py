@@ -1,7 +1,7 @@
 """What a segmenter finds in pictures, as label images and as colours over the picture."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+from deployment.prediction import Report
 from loading import decoding
 from loading.sized import normalised, opened, to_size, written
 from run.disk import writing
-from run.errors import InputError
+from run.errors import DamagedImage, InputError, first_line
 from segmentation.batches import tested_size
 from segmentation.evaluation import predicted
 from segmentation.saved import Saved
@@ -78,3 +79,38 @@ def write_images(target: Path, picture: np.ndarray, labels: np.ndarray, saved: S
         target.parent.mkdir(parents=True, exist_ok=True)
         label_image(labels, saved).save(target)
         Image.fromarray(overlay(picture, labels, saved.classes.palette)).save(target.with_name(f"{target.stem}_overlay.jpg"), quality=90)
+
+
+# ---- what predict.py does with it
+
+COLUMNS = ("file", "class", "share", "index")
+
+
+def show_shares(path: str, found: list[tuple[str, float, int]]) -> None:
+    """Print the classes of a picture, each with its part of the pixels."""
+    print(os.fsencode(path).decode(errors="replace"))
+    for name, share, _ in found:
+        print(f"  {100 * share:6.2f} %  {name}")
+
+
+def share_rows(path: str, found: list[tuple[str, float, int]]) -> Iterator[tuple]:
+    """The rows, of `COLUMNS`, that tell the classes of a picture."""
+    return ((path, name, f"{share:.6f}", index) for name, share, index in found)
+
+
+def predict_files(saved: Saved, files: list[str], device: torch.device, *, out: Path | None, write: Callable) -> int:
+    """Hand every picture's classes, each with its part of the pixels and its number, to `write`, and with `out` write label image and overlay there;
+    how many pictures could be read. InputError where none could."""
+    places = targets(files, out) if out is not None else [None] * len(files)
+    net, report = saved.net.to(device), Report(len(files))
+    for file, place in zip(files, places, strict=True):
+        try:
+            picture, labels = find_labels(net, file, saved.max_size, device)
+        except DamagedImage as error:
+            report.add(first_line(error))
+            continue
+        if place is not None:
+            write_images(place, picture, labels, saved)
+        write(file, [(saved.classes.names[index], share, index) for index, share in shares(labels, len(saved.classes))])
+        report.add(None)
+    return report.end()

@@ -20,7 +20,7 @@ class Bright(torch.nn.Module):
     """Stands for a segmenter: class 1 where the image is bright, at a quarter of its size."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        bright = torch.nn.functional.avg_pool2d(images.mean(1, keepdim=True), 4)
+        bright = torch.nn.functional.avg_pool2d(images.mean(1, keepdim=True) - 0.8, 4)
         return torch.cat([-bright, bright], dim=1)
 
 
@@ -37,7 +37,7 @@ def test_labels_are_found_at_the_pictures_own_size(tmp_path):
         assert picture.shape == (height, width, 3)
         assert labels.shape == (height, width)
         assert labels[8:20, 12:24].all()
-        assert ((labels == 1) == expected)[:-12].mean() > 0.95
+        assert ((labels == 1) == expected).mean() > 0.9
 
 
 def test_label_images_are_read_again_as_they_were_found(tmp_path):
