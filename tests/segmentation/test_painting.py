@@ -1,5 +1,6 @@
 """What is seen in pictures: label images that can be read again, colours, names of files; and the checkpoints they come from."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+import predict
+from deployment import formats, verify
 from run.errors import InputError
-from segmentation import data, names, networks, painting, saved
+from segmentation import data, exporting, names, networks, painting, saved
 from segmentation.classes import Classes, numbered
 from segmentation.saved import Saved
 from tests.segmentation import made
@@ -115,3 +118,58 @@ def test_checkpoints_that_hold_no_segmenter_or_other_names_are_refused():
     assert isinstance(saved.classes_of(held | {"class_names": list("abc"), "palette": [[1, 2, 3]] * 3}, where="x"), Classes)
     with pytest.raises(InputError, match="names 2 classes, its network has 3"):
         saved.classes_of(held | {"class_names": list("ab"), "palette": [[1, 2, 3]] * 2}, where="x")
+
+
+# ---- commands
+
+
+def test_predict_paints_what_a_checkpoint_sees(whole, shapes, tmp_path, capsys):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in ("000001.jpg", "000002.jpg"):
+        (pictures / name).write_bytes((shapes / "images/validation" / name).read_bytes())
+    (pictures / "torn.jpg").write_bytes(b"nothing")
+    out, table = tmp_path / "seen", tmp_path / "seen.csv"
+    common = [str(pictures), f"--resume={whole / 'checkpoint_last.pth'}", "--device=cpu"]
+    assert predict.main([*common, f"--out={out}", f"--csv={table}"]) == 0
+    said = capsys.readouterr().err
+    assert "torn.jpg cannot be read as an image" in said
+    assert "2 of 3 images predicted, 1 could not be read" in said
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["file", "class", "share", "index"]
+    for name in ("000001", "000002"):
+        labels = data.to_labels(data.read_values(str(out / f"{name}.png")), skips_zero=True)
+        with Image.open(pictures / f"{name}.jpg") as picture:
+            assert labels.shape == picture.size[::-1]
+        told = {int(row["index"]): float(row["share"]) for row in rows if row["file"].endswith(f"{name}.jpg")}
+        assert told == {index: pytest.approx((labels == index).mean(), abs=1e-6) for index in np.unique(labels)}
+    assert sorted(path.name for path in out.iterdir()) == sorted(f"{name}{end}" for name in ("000001", "000002") for end in (".png", "_overlay.jpg"))
+    predict.main(common)
+    assert "%  ground" in capsys.readouterr().out
+
+
+def test_out_is_refused_where_there_is_nothing_to_paint(shapes, tmp_path, capsys):
+    torch.save({"model": {"head.weight": torch.zeros(2)}}, tmp_path / "classifier.pth")
+    assert predict.main([str(shapes / "images/validation"), f"--resume={tmp_path / 'classifier.pth'}", f"--out={tmp_path}", "--device=cpu"]) == 1
+    assert "--out is for what a segmenter sees" in capsys.readouterr().err
+
+
+def test_the_whole_network_is_exported_and_compared(whole, tmp_path):
+    trained = exporting.load_trained(None, str(whole / "checkpoint_last.pth"))
+    assert (trained.name, trained.input_size, trained.num_classes) == ("fpn_recnext_m0", 64, 4)
+    described = verify.write_verified(trained, tmp_path / "net.onnx", formats.ONNX)
+    assert described["verified"]["top1_of"] == f"{8 * 16 * 16} places in images"
+    assert described["verified"]["largest_relative_difference"] < 1e-4
+    assert described["class_names"][0] == "ground"
+    session = formats.require("onnxruntime").InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
+    images = torch.randn(3, 3, 64, 64)
+    (logits,) = session.run(None, {"image": images.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(logits), trained.net(images), rtol=1e-3, atol=1e-4)
+
+
+def test_segmenters_are_timed_by_name():
+    trained = exporting.load_named("fpn_recnext_m0", None, use_ema=False, img_size=64)
+    assert (trained.num_classes, trained.which, trained.net.head.conv_seg.out_channels) == (150, "random", 150)
+    assert exporting.load_named("recnext_m0", None, use_ema=False, img_size=64).name == "recnext_m0"
