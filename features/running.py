@@ -16,11 +16,11 @@ class Task(Protocol):
     def open_data(self, cfg, rank):
         """Training and validation data, each with `class_names`; for an evaluation None in place of the former."""
 
-    def build_loaders(self, cfg, train, val, rank):
-        """Loaders of the two."""
+    def open_train_loader(self, cfg, train, rank, folder):
+        """The training data in keyed order (`loading.steps.StepLoader`); `folder` gets a long list of damaged images."""
 
-    def open_val_loader(self, cfg, val, rank):
-        """Loader of the validation data alone."""
+    def open_val_loader(self, cfg, val, rank, folder=None):
+        """Each validation image once (`loading.steps.ImageLoader`)."""
 
     def build_net(self, cfg, num_classes: int, *, is_new: bool):
         """The network, with a `backbone`; `is_new`: with the weights that a run starts from."""
@@ -56,7 +56,7 @@ def train(cfg: BackboneConfig, task: Task, rank, held: contextlib.ExitStack) -> 
     stop = signals.StopRequest()
     train_data, val_data = task.open_data(cfg, rank)
     folder = claim_folder(cfg, rank, held)
-    loader, val_loader = task.build_loaders(cfg, train_data, val_data, rank)
+    loader, val_loader = task.open_train_loader(cfg, train_data, rank, folder), task.open_val_loader(cfg, val_data, rank, folder)
     source = find_checkpoint(cfg, folder, rank)
     with utils.main_first(rank):
         net = task.build_net(cfg, len(train_data.class_names), is_new=source is None)

@@ -2,7 +2,7 @@
 
 images.py    labelled images by index: reading and decoding files
 keys.py      the keyed order of samples, and their generators
-steps.py     who computes which part of a step of any keyed order
+steps.py     steps of any keyed order, and loaders of them
 decoding.py  JPEGs decoded as far as they are wanted
 pixels.py    the fast loader's crops and resizing
 kernels.py   RandAugment's operations on uint8 arrays

@@ -4,8 +4,9 @@ A step's batch is a function of (data seed, iteration) alone, whatever the proce
 positions i * batch size and following of an endless sequence, each pass over the data in an order of its own; augmentation and dropout of
 each image come from its position. A stretch of iterations between two evaluations is called an epoch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from loading.damage import TrainingDamage, ValidationDamage
 from loading.keys import draw_words
 from loading.sized import DIVISOR, fitted, normalised, padded, to_size, written
-from loading.steps import Part, StepSampler
+from loading.steps import ImageLoader, Part, StepLoader, StepSampler, first_sound
 from loading.transfer import prefetched
-from run.errors import InputError
+from run.errors import DamagedImage, InputError
 from segmentation.cropping import MAX_SIZE, augmented
 from segmentation.data import SegData
 from segmentation.networks import IGNORED
@@ -30,14 +32,16 @@ class Batch(NamedTuple):
     """Images of a step, or of a part of it, as a segmenter takes them; of an evaluation without words.
 
     images (B, 3, H, W), normalised, zero in the padding; sizes (height, width) without it; labels (B, H, W), of an evaluation of the picture's
-    own size; indices in the data set; words of each image's dropout."""
+    own size; indices in the data set; words of each image's dropout. `replaced` are the places of those that stand in for others; `damaged` names files that
+    cannot be read, and why."""
 
     images: Tensor
     labels: Tensor
     sizes: list[tuple[int, int]]
     indices: list[int]
     words: list[int] | None = None
-    replaced: tuple[int, ...] = ()  # images that others stand in for: none
+    replaced: tuple[int, ...] = ()
+    damaged: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,13 @@ class IterationPlan:
         *seeds, word, _ = draw_words("segmentation image", self.data_seed, self.position(epoch, place))
         return np.random.RandomState([half for seed in seeds for half in divmod(seed, 2**32)]), word
 
+    def replacements(self, epoch: int, place: int, image: int) -> Iterator[int]:
+        """The other images in keyed order, as they may stand in for `image`."""
+        generator = torch.Generator().manual_seed(draw_words("segmentation replacement", self.data_seed, self.position(epoch, place))[0])
+        for other in torch.randperm(len(self.data), generator=generator).tolist():
+            if other != image:
+                yield other
+
     def size(self, images: np.ndarray) -> tuple[int, int]:
         """Height and width of every step's images."""
         return self.crop_size, self.crop_size
@@ -95,28 +106,40 @@ def tested_size(height: int, width: int, max_size: tuple[int, int]) -> tuple[int
 
 
 class TrainingSet(Dataset):
-    """Batches by `Part`, with uint8 images that `finished` is for."""
+    """Batches by `Part`, with uint8 images that `finished` is for.
 
-    def __init__(self, plan: IterationPlan):
+    `replaces_damaged`: another picture stands in for one that cannot be read, or whose label image cannot; else that is an error."""
+
+    def __init__(self, plan: IterationPlan, *, replaces_damaged: bool = False):
         self.plan = plan
+        self.replaces_damaged = replaces_damaged
 
     def __len__(self) -> int:
         return len(self.plan.data)
 
     def __getitems__(self, part: Part) -> Batch:
-        labels = torch.full((len(part.images), *part.size), IGNORED, dtype=torch.int32)
-        views, words = [], []
-        for own, index, place in zip(labels.numpy(), part.images, part.positions, strict=True):
-            rng, word = self.plan.draws(part.epoch, place)
-            view, cropped = augmented(*self.plan.data.read(index), rng, crop_size=self.plan.crop_size, max_size=self.plan.max_size)
+        plan, labels = self.plan, torch.full((len(part.images), *part.size), IGNORED, dtype=torch.int32)
+        views, words, indices, replaced, damaged = [], [], [], [], []
+        for place, (own, index) in enumerate(zip(labels.numpy(), part.images, strict=True)):
+            position = part.positions[place]
+            rng, word = plan.draws(part.epoch, position)
+            others = plan.replacements(part.epoch, position, index)
+            index, (image, whole), found = first_sound(index, others, plan.data.read, replaces=self.replaces_damaged)
+            view, cropped = augmented(image, whole, rng, crop_size=plan.crop_size, max_size=plan.max_size)
             own[: cropped.shape[0], : cropped.shape[1]] = cropped
             views.append(view)
             words.append(word)
-        return Batch(written(views, part.size), labels, [view.shape[:2] for view in views], part.images, words)
+            indices.append(index)
+            replaced += [place] if found else []
+            damaged += found
+        sizes = [view.shape[:2] for view in views]
+        return Batch(written(views, part.size), labels, sizes, indices, words, tuple(replaced), tuple(damaged))
 
 
 class ValidationSet(Dataset):
-    """One process's share of the pictures, each in a batch of its own and with labels of its own size."""
+    """One process's share of the pictures, each in a batch of its own and with labels of its own size.
+
+    The batch of one that cannot be read holds none, and names it."""
 
     def __init__(self, data: SegData, rank: Rank, *, max_size: tuple[int, int]):
         self.data = data
@@ -128,7 +151,11 @@ class ValidationSet(Dataset):
 
     def __getitems__(self, places: list[int]) -> Batch:
         (index,) = (self.indices[place] for place in places)
-        image, labels = self.data.read(index)
+        try:
+            image, labels = self.data.read(index)
+        except DamagedImage as error:
+            nothing = torch.zeros(0, 3, DIVISOR, DIVISOR, dtype=torch.uint8)
+            return Batch(nothing, nothing[:, 0], [], [], damaged=((error.name, error.reason),))
         size = tested_size(*labels.shape, self.max_size)
         return Batch(written([to_size(image, size)], size), torch.from_numpy(labels)[None], [size], [index])
 
@@ -139,51 +166,33 @@ def finished(batch: Batch, device: torch.device) -> Batch:
     return batch._replace(images=normalised(images, batch.sizes), labels=labels)
 
 
-@dataclass(frozen=True)
-class TrainLoader:
-    """Parts of any epoch's iterations, from any of them on, on the device."""
-
-    loader: DataLoader
-    sampler: StepSampler
-    device: torch.device
-
-    @property
-    def num_steps(self) -> int:
-        """Iterations per epoch."""
-        return self.sampler.plan.num_steps
-
-    @property
-    def global_batch(self) -> int:
-        """Images per iteration, over all processes."""
-        return self.sampler.plan.batch_size
-
-    def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The process's micro-batches of `epoch` from its iteration `first_step` on."""
-        self.sampler.start(epoch=epoch, step=first_step)
-        return prefetched(iter(self.loader), lambda batch: finished(batch, self.device), self.device)
+def _prepare(device: torch.device) -> Callable[[Iterator[Batch]], Iterator[Batch]]:
+    """What takes batches to the device and finishes them, the next one while the last is in use."""
+    return lambda batches: prefetched(batches, lambda batch: finished(batch, device), device)
 
 
-@dataclass(frozen=True)
-class ValLoader:
-    """Each picture of the process's share, on the device."""
+def build_train_loader(
+    plan: IterationPlan, rank: Rank, *, settings: dict, accum_steps: int = 1, max_bad_images: int = 0, list_path: Path | None = None
+) -> StepLoader:
+    """The training data in keyed order; `settings` of the DataLoader are those of `loading.loaders.loader_settings`.
 
-    loader: DataLoader
-    device: torch.device
-
-    def __iter__(self) -> Iterator[Batch]:
-        return prefetched(iter(self.loader), lambda batch: finished(batch, self.device), self.device)
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-
-def build_train_loader(plan: IterationPlan, rank: Rank, *, settings: dict, accum_steps: int = 1) -> TrainLoader:
-    """The training data in keyed order; `settings` of the DataLoader are those of `loading.loaders.loader_settings`."""
+    `max_bad_images`: so many that are damaged are borne, others standing in for them; `list_path` gets the list of them where it is long."""
     sampler = StepSampler(plan, accum_steps=accum_steps, rank=rank.index, world_size=rank.world_size)
     log.info("training pictures %d  iterations of %d", len(plan.data), plan.batch_size)
-    return TrainLoader(DataLoader(TrainingSet(plan), batch_sampler=sampler, **settings), sampler, rank.device)
+    dataset = TrainingSet(plan, replaces_damaged=max_bad_images > 0)
+    damage = TrainingDamage(rank, list_path, limit=max_bad_images, others="others")
+    return StepLoader(DataLoader(dataset, batch_sampler=sampler, **settings), sampler, damage, _prepare(rank.device))
 
 
-def build_val_loader(data: SegData, rank: Rank, *, settings: dict, max_size: tuple[int, int] = MAX_SIZE) -> ValLoader:
-    """Each picture once, over all processes."""
-    return ValLoader(DataLoader(ValidationSet(data, rank, max_size=max_size), batch_size=1, **settings), rank.device)
+def build_val_loader(
+    data: SegData,
+    rank: Rank,
+    *,
+    settings: dict,
+    max_size: tuple[int, int] = MAX_SIZE,
+    skips_damaged: bool = False,
+    list_path: Path | None = None,
+) -> ImageLoader:
+    """Each picture once, over all processes; `skips_damaged`: without those that cannot be read, else that is an error."""
+    damage = ValidationDamage(rank, list_path, num_images=len(data), is_skipped=skips_damaged)
+    return ImageLoader(DataLoader(ValidationSet(data, rank, max_size=max_size), batch_size=1, **settings), damage, _prepare(rank.device))

@@ -11,12 +11,13 @@ from engine import EvalParts, TrainParts
 from features import weights
 from loading import augment, pixels
 from loading.loaders import loader_settings
+from loading.steps import ImageLoader, StepLoader
 from run import checkpoint, disk
 from run.checkpoint import TrainState
 from run.errors import InputError
 from segmentation import data as pairs
 from segmentation import names, networks
-from segmentation.batches import Batch, TrainLoader, ValLoader, build_plan, build_train_loader, build_val_loader
+from segmentation.batches import Batch, build_plan, build_train_loader, build_val_loader
 from segmentation.classes import ADE20K, Classes, numbered, read_classes
 from segmentation.config import METRICS, Config
 from segmentation.data import SegData
@@ -53,8 +54,8 @@ def open_classes(cfg: Config, splits: list[tuple[Path, Path]], rank: Rank) -> Cl
     return numbered(cfg.num_classes or pairs.find_num_classes(splits, rank, skips_zero=cfg.skips_zero))
 
 
-def build_loaders(cfg: Config, train: SegData, val: SegData, rank: Rank) -> tuple[TrainLoader, ValLoader]:
-    """The training data in keyed order, and each validation picture once over all processes."""
+def open_train_loader(cfg: Config, train: SegData, rank: Rank, folder: Path) -> StepLoader:
+    """The training data in keyed order. `folder` gets the list of damaged files, where there are many."""
     plan = build_plan(
         train,
         batch_size=cfg.batch_size * rank.world_size * cfg.grad_accum_steps,
@@ -63,13 +64,15 @@ def build_loaders(cfg: Config, train: SegData, val: SegData, rank: Rank) -> tupl
         max_size=tuple(cfg.max_size),
         data_seed=cfg.data_seed,
     )
-    loader = build_train_loader(plan, rank, settings=loader_settings(cfg, rank, len(train)), accum_steps=cfg.grad_accum_steps)
-    return loader, open_val_loader(cfg, val, rank)
+    parts = {"accum_steps": cfg.grad_accum_steps, "max_bad_images": cfg.max_bad_images}
+    return build_train_loader(plan, rank, settings=loader_settings(cfg, rank, len(train)), list_path=folder / "bad_images_train.txt", **parts)
 
 
-def open_val_loader(cfg: Config, val: SegData, rank: Rank) -> ValLoader:
-    """Each validation picture once, over all processes."""
-    return build_val_loader(val, rank, settings=loader_settings(cfg, rank, len(val)), max_size=tuple(cfg.max_size))
+def open_val_loader(cfg: Config, val: SegData, rank: Rank, folder: Path | None = None) -> ImageLoader:
+    """Each validation picture once, over all processes. `folder` gets the list of damaged files, where there are many."""
+    list_path = folder / "bad_images_val.txt" if folder else None
+    settings = loader_settings(cfg, rank, len(val))
+    return build_val_loader(val, rank, settings=settings, max_size=tuple(cfg.max_size), skips_damaged=cfg.skip_bad_images, list_path=list_path)
 
 
 def facts(cfg: Config, data: SegData) -> dict:
@@ -125,9 +128,9 @@ class Parts(TrainParts):
     def iteration(self, epoch: int, step: int) -> int:
         return epoch * self.num_steps + step
 
-    def evaluate(self, state: TrainState, loader: ValLoader) -> dict:
+    def evaluate(self, state: TrainState, loader: ImageLoader) -> dict:
         figures, _ = score(unwrap(state.net), loader, self, class_names=self.class_names)
-        return {"iter": self.iteration(state.epoch, state.step), **figures}
+        return {"iter": self.iteration(state.epoch, state.step), **figures, "test_bad_images": loader.damage.num_skipped}
 
     def told(self, record: dict) -> str:
         return f"{told_figures(record)}  {self.told_best(record)}"
@@ -146,7 +149,7 @@ def told_figures(figures: dict[str, float]) -> str:
     return "  ".join(f"{name} {figures[name]:.4f}" for name in METRICS)
 
 
-def score(net: nn.Module, loader: ValLoader, parts: EvalParts, *, class_names: list[str]) -> tuple[dict[str, float], dict]:
+def score(net: nn.Module, loader: ImageLoader, parts: EvalParts, *, class_names: list[str]) -> tuple[dict[str, float], dict]:
     """Figures by published name, and per class: the same for any number of processes, and known to all of them."""
     progress = Progress(len(loader), log.info, what="pictures evaluated")
     with parts.autocast(parts.rank.device):
@@ -154,17 +157,19 @@ def score(net: nn.Module, loader: ValLoader, parts: EvalParts, *, class_names: l
     return summary(all_sum(matrix), class_names)
 
 
-def report(net: nn.Module, loader: ValLoader, parts: EvalParts, *, cfg: Config, data: SegData) -> None:
+def report(net: nn.Module, loader: ImageLoader, parts: EvalParts, *, cfg: Config, data: SegData) -> None:
     """Evaluate and print the line that ends `--eval`; write the figures of each class to the CSV file of --report."""
     figures, per_class = score(net, loader, parts, class_names=data.class_names)
     if cfg.report and parts.rank.is_main:
         with disk.writing_csv(Path(cfg.report), ["class", *per_class], flag="--report") as writer:
             for name in data.class_names:
                 writer.writerow([name, *(f"{values[name]:.6f}" if name in values else "" for values in per_class.values())])
-    log.info("Segmentation of the %d test pictures: %s", len(data), told_figures(figures))
+    num_skipped = loader.damage.num_skipped
+    skipped = f"  damaged ones left out: {num_skipped}" if num_skipped else ""
+    log.info("Segmentation of the %d test pictures: %s%s", len(data) - num_skipped, told_figures(figures), skipped)
 
 
-def announce(cfg: Config, loader: TrainLoader, rank: Rank) -> None:
+def announce(cfg: Config, loader: StepLoader, rank: Rank) -> None:
     """Say what is about to run, and warn of what is rarely meant."""
     parts = (cfg.model, cfg.batch_size, rank.world_size, cfg.grad_accum_steps, loader.global_batch, cfg.iterations, cfg.lr, rank.device)
     log.info("semantic FPN of %s  batch %d x %d processes x %d accumulation = global batch %d  %d iterations  learning rate %g  on %s", *parts)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from run.errors import InputError
+from run.errors import DamagedImage, DamagedImages, InputError
 from segmentation import batches, data
 from segmentation.batches import build_plan, build_train_loader, build_val_loader, tested_size
 from segmentation.classes import numbered
@@ -45,6 +45,12 @@ def test_an_iteration_is_the_same_however_iterations_are_cut_into_epochs(split):
     assert by_three.draws(1, 2)[1] == by_two.draws(2, 0)[1]  # position 8
 
 
+def batches_of(loader, epoch: int, first_step: int = 0) -> list[batches.Batch]:
+    """A process's micro-batches, without the others that it would tell of damaged files."""
+    loader.sampler.start(epoch=epoch, step=first_step)
+    return list(loader.prepare(iter(loader.loader)))
+
+
 def equal(a: batches.Batch, b: batches.Batch) -> bool:
     return torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and a[2:] == b[2:]
 
@@ -61,7 +67,7 @@ def test_an_iteration_is_the_same_for_any_processes_accumulation_workers_and_sta
     assert [len(batch.indices) for batch in alone] == [4] * 3
     torch.manual_seed(5)
     np.random.seed(6)
-    by_process = [list(loader_of(plan, index=i, world_size=2).batches(2)) for i in range(2)]
+    by_process = [batches_of(loader_of(plan, index=i, world_size=2), 2) for i in range(2)]
     by_accumulation = list(loader_of(plan, accum_steps=2).batches(2))
     in_workers = list(loader_of(plan, settings={**IN_PROCESS, "num_workers": 2, "multiprocessing_context": "fork"}).batches(2, first_step=1))
     for step, batch in enumerate(alone):
@@ -93,7 +99,8 @@ def test_evaluation_resizes_up_to_multiples_of_32_and_keeps_the_labels_size(spli
     assert tested_size(100, 1000, (2048, 512)) == (224, 2048)  # 205 rows
     seen = {}
     for index in range(3):
-        for batch in build_val_loader(split, Rank(index, 3, 0, 1, CPU), settings=IN_PROCESS, max_size=MAX_SIZE):
+        loader = build_val_loader(split, Rank(index, 3, 0, 1, CPU), settings=IN_PROCESS, max_size=MAX_SIZE)
+        for batch in loader.prepare(iter(loader.loader)):
             (place,) = batch.indices
             seen[place] = index
             width, height = made.SIZES[place]
@@ -110,3 +117,47 @@ def test_plans_that_cannot_be_are_explained(split):
         build_plan(split, batch_size=2, num_steps=1, crop_size=100)
     with pytest.raises(InputError, match="4 images cannot be shared by 3"):
         loader_of(plan_of(split, 4), world_size=3)
+
+
+# ---- damaged files
+
+
+@pytest.fixture
+def torn(tmp_path) -> data.SegData:
+    """Of four pictures the second is damaged, and of the fourth its label image."""
+    root = made.write(tmp_path)
+    (root / "images/training/1.jpg").write_bytes(b"nothing")
+    (root / "annotations/training/3.png").write_bytes(b"nothing")
+    return data.read(*made.folders(root), numbered(3), skips_zero=False)
+
+
+def test_others_stand_in_for_damaged_pictures_and_label_images(torn):
+    loaders = [build_train_loader(plan_of(torn, 4), Rank(0, 1, 0, 1, CPU), settings=IN_PROCESS, max_bad_images=limit) for limit in (2, 2, 1)]
+    first, again = (list(loader.batches(0)) for loader in loaders[:2])
+    assert all(equal(one, two) for one, two in zip(first, again, strict=True))
+    order = plan_of(torn, 4).steps(0)
+    for batch, planned in zip(first, order.tolist(), strict=True):
+        assert {planned[place] for place in batch.replaced} == {1, 3}
+        assert set(batch.indices) <= {0, 2}
+        assert [own for place, own in enumerate(batch.indices) if place not in batch.replaced] == [one for one in planned if one in (0, 2)]
+    assert [name.rpartition("/")[2] for name in sorted(loaders[0].damage.reasons, key=lambda name: name.rpartition("/")[2])] == ["1.jpg", "3.png"]
+    with pytest.raises(DamagedImages, match="2 training images are damaged, more than --max-bad-images 1"):
+        list(loaders[2].batches(0))
+
+
+def test_where_none_may_stand_in_or_is_left_the_first_damaged_file_ends_the_run(torn):
+    with pytest.raises(DamagedImage, match="1.jpg|3.png"):
+        list(loader_of(plan_of(torn, 4)).batches(0))
+    for name in ("0", "2"):
+        (torn.image_folder / f"{name}.jpg").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="no image can stand in for .*, which is damaged"):
+        list(build_train_loader(plan_of(torn, 4), Rank(0, 1, 0, 1, CPU), settings=IN_PROCESS, max_bad_images=9).batches(0))
+
+
+def test_evaluation_without_damaged_files_or_not_at_all(torn):
+    alone = Rank(0, 1, 0, 1, CPU)
+    loader = build_val_loader(torn, alone, settings=IN_PROCESS, max_size=MAX_SIZE, skips_damaged=True)
+    assert [batch.indices for batch in loader] == [[0], [2]]
+    assert loader.damage.num_skipped == 2
+    with pytest.raises(DamagedImages, match="2 of 4 validation images are damaged"):
+        list(build_val_loader(torn, alone, settings=IN_PROCESS, max_size=MAX_SIZE))
