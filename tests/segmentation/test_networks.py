@@ -66,7 +66,7 @@ def test_dropout_leaves_out_whole_channels_of_each_image_by_its_word_alone():
     as_identity(head, 1.0)
     head.scale_heads[0][0].bn.eval()
     seen = [head([torch.ones(1, 1, 2, 2)], [word]).unique().tolist() for word in range(60)]
-    assert {tuple(value) for value in seen} == {(0.0,), (pytest.approx(1 / 0.9),)}
+    assert {round(value, 4) for (value,) in seen} == {0.0, 1.1111}
     assert head.eval()([torch.ones(1, 1, 2, 2)], None).unique().tolist() == [1.0]
 
 
