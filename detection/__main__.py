@@ -21,7 +21,7 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
     stop = signals.StopRequest()
     train_data, val_data = training.open_data(cfg)
     folder = claim_folder(cfg, rank, held)
-    loader, val_loader = training.build_loaders(cfg, train_data, val_data, rank)
+    loader, val_loader = training.open_train_loader(cfg, train_data, rank, folder), training.open_val_loader(cfg, val_data, rank, folder)
     source = find_checkpoint(cfg, folder, rank)
     with utils.main_first(rank):
         net = training.build_net(cfg, len(train_data.class_names), is_new=source is None)

@@ -91,6 +91,12 @@ def load_finetune(net: nn.Module, source: str) -> None:
     checkpoint.load_finetune(net, source, convert=lambda state: from_published(net, state) if is_published(state) else state)
 
 
+def num_channels(saved: dict, *, where: str) -> int:
+    """Channels of the pyramid of the detector in a checkpoint, ours or published."""
+    state = checkpoint.weights(saved, where=where)
+    return next(len(state[name]) for name in ("backbone.fpn.layer_blocks.0.0.bias", "neck.fpn_convs.0.conv.bias") if name in state)
+
+
 def num_classes(saved: dict, *, where: str) -> int | None:
     """Number of classes of the detector in a checkpoint, ours or published; None where it holds no head that tells."""
     state = checkpoint.weights(saved, where=where)

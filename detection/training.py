@@ -50,17 +50,19 @@ def _named(data: CocoData) -> str:
     return ", ".join(pairs[:5]) + (f" and {len(pairs) - 5} more" if len(pairs) > 5 else "")
 
 
-def build_loaders(cfg: Config, train: CocoData, val: CocoData, rank: Rank) -> tuple[TrainLoader, ValLoader]:
-    """The training data in keyed order, and each validation image once over all processes."""
+def open_train_loader(cfg: Config, train: CocoData, rank: Rank, folder: Path) -> TrainLoader:
+    """The training data in keyed order. `folder` gets the list of damaged images, where there are many."""
     plan = build_plan(train, batch_size=cfg.batch_size * rank.world_size * cfg.grad_accum_steps, max_size=tuple(cfg.max_size), data_seed=cfg.data_seed)
     settings = loader_settings(cfg, rank, len(train))
-    loader = build_train_loader(plan, rank, has_masks=cfg.has_masks, settings=settings, accum_steps=cfg.grad_accum_steps)
-    return loader, open_val_loader(cfg, val, rank)
+    parts = {"has_masks": cfg.has_masks, "accum_steps": cfg.grad_accum_steps, "max_bad_images": cfg.max_bad_images}
+    return build_train_loader(plan, rank, settings=settings, list_path=folder / "bad_images_train.txt", **parts)
 
 
-def open_val_loader(cfg: Config, val: CocoData, rank: Rank) -> ValLoader:
-    """Each validation image once, over all processes."""
-    return build_val_loader(val, rank, settings=loader_settings(cfg, rank, len(val)), max_size=tuple(cfg.max_size))
+def open_val_loader(cfg: Config, val: CocoData, rank: Rank, folder: Path | None = None) -> ValLoader:
+    """Each validation image once, over all processes. `folder` gets the list of damaged images, where there are many."""
+    list_path = folder / "bad_images_val.txt" if folder else None
+    settings = loader_settings(cfg, rank, len(val))
+    return build_val_loader(val, rank, settings=settings, max_size=tuple(cfg.max_size), skips_damaged=cfg.skip_bad_images, list_path=list_path)
 
 
 def facts(cfg: Config, data: CocoData) -> dict:
@@ -131,7 +133,8 @@ class Parts(TrainParts):
         return {**losses, "loss": networks.total(losses)}
 
     def evaluate(self, state: TrainState, loader: ValLoader) -> dict:
-        return score(unwrap(state.net), loader, self, data=self.data, metrics=self.metrics)[0]
+        figures, _ = score(unwrap(state.net), loader, self, data=self.data, metrics=self.metrics)
+        return {**figures, "test_bad_images": loader.damage.num_skipped}
 
     def told(self, record: dict) -> str:
         return "  ".join([told_figures(record, self.metrics), self.told_best(record)])
@@ -153,7 +156,7 @@ def score(net: nn.Module, loader: ValLoader, parts: EvalParts, *, data: CocoData
     with parts.autocast(parts.rank.device):
         entries = detect(net, loader, data, after_image=progress.add)
     everyone = gather_objects(entries, parts.rank)
-    found = evaluate(data, list(itertools.chain(*everyone)), metrics) if parts.rank.is_main else None
+    found = evaluate(data, list(itertools.chain(*everyone)), metrics, left_out=loader.damage.reasons) if parts.rank.is_main else None
     return gather_objects(found, parts.rank)[0]
 
 
@@ -164,7 +167,9 @@ def report(net: nn.Module, loader: ValLoader, parts: EvalParts, *, data: CocoDat
         with disk.writing_csv(Path(report), ["class", *(f"{metric}_mAP" for metric in metrics)], flag="--report") as writer:
             for name in data.class_names:
                 writer.writerow([name, *(f"{per_class[metric][name]:.6f}" if name in per_class[metric] else "" for metric in metrics)])
-    log.info("Average precision on the %d test images: %s", len(data), told_figures(figures, metrics))
+    num_skipped = loader.damage.num_skipped
+    skipped = f"  damaged images left out: {num_skipped}" if num_skipped else ""
+    log.info("Average precision on the %d test images: %s%s", len(data) - num_skipped, told_figures(figures, metrics), skipped)
 
 
 def announce(cfg: Config, loader: TrainLoader, rank: Rank) -> None:

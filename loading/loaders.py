@@ -52,7 +52,7 @@ def _ready(batches: Iterator[Batch], device: torch.device, *, num_batches: int, 
         yield batch
 
 
-def _received(batches: Iterator[Batch]) -> Iterator[Batch]:
+def received(batches: Iterator[Batch]) -> Iterator[Batch]:
     """The batches of loader processes; where one died while its batch was fetched, the error with which torch tells so elsewhere."""
     try:
         yield from batches
@@ -94,7 +94,7 @@ class TrainLoader:
 
         `prepare` is what else is done to each; on a GPU while the one before is in use."""
         self.sampler.start(epoch=epoch, step=first_step)
-        return self._watched(_received(iter(self.loader)), num_batches=len(self.sampler), prepare=prepare)
+        return self._watched(received(iter(self.loader)), num_batches=len(self.sampler), prepare=prepare)
 
     def _watched(self, batches: Iterator[Batch], *, num_batches: int, prepare: Callable[[Batch], Batch]) -> Iterator[Batch]:
         is_alone = self.damage.rank.world_size == 1
@@ -119,7 +119,7 @@ class ValLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """A pass. Every process takes part to its end, where DamagedImages names what is damaged unless it is to be left out."""
-        return self._watched(_received(iter(self.loader)))
+        return self._watched(received(iter(self.loader)))
 
     def _watched(self, batches: Iterator[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         num_damaged = 0

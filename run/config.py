@@ -51,6 +51,12 @@ class RunConfig:
     data_seed: int = setting(0, "seed of order, augmentation and mixing", at_least=0, at_most=2**63 - 1)
     num_workers: int | None = setting(None, "loader processes per training process (default: as many as there are cores for, at most 10)", at_least=0)
     pin_mem: bool = setting(True, "page-locked batches, for faster copies to a GPU")
+    max_bad_images: int = setting(
+        100,
+        "damaged training images (files) that a run bears, another, of its class or shape, standing in for each; beyond, and at the first where 0, it stops",
+        at_least=0,
+    )
+    skip_bad_images: bool = setting(False, "evaluate without the validation images that are damaged")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,12 +180,6 @@ class Config(RunConfig):
     loader: str = setting(
         "fast", "decoder, resizing and RandAugment kernels: OpenCV, simplejpeg and torch, or Pillow; the same draws", choices=("fast", "reference")
     )
-    max_bad_images: int = setting(
-        100,
-        "damaged training images (files) that a run bears, another of its class standing in for each; beyond, and at the first where 0, it stops",
-        at_least=0,
-    )
-    skip_bad_images: bool = setting(False, "evaluate without the validation images that are damaged")
 
     @property
     def distillation(self) -> str:
