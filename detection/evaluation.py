@@ -4,7 +4,7 @@ Each process makes the entries of its share of the images; gathered from all (`u
 
 import contextlib
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 import torch
@@ -48,10 +48,13 @@ def coco_entries(detection: dict[str, torch.Tensor], data: CocoData, index: int)
     return entries
 
 
-def evaluate(data: CocoData, entries: list[dict], metrics: tuple[str, ...] = ("bbox",)) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+def evaluate(
+    data: CocoData, entries: list[dict], metrics: tuple[str, ...] = ("bbox",), *, left_out: Collection[str] = ()
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Average precision of the `entries` of all processes, by published name (`bbox_mAP`, `segm_mAP_50`, ...), and per class.
 
-    Fractions of 1; -1 where the data has no object of that size; 0 where nothing was found at all. The second is by metric and class name. InputError where
+    Fractions of 1; -1 where the data has no object of that size; 0 where nothing was found at all. The second is by metric and class name. `left_out`: files of
+    images that do not count. InputError where
     faster-coco-eval is missing."""
     mask_api()
     from faster_coco_eval import COCO, COCOeval_faster
@@ -66,6 +69,7 @@ def evaluate(data: CocoData, entries: list[dict], metrics: tuple[str, ...] = ("b
         scored = [{key: value for key, value in one.items() if metric != "segm" or key != "bbox"} for one in entries]
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation = COCOeval_faster(truth, truth.loadRes(scored), metric)
+            evaluation.params.imgIds = [int(key) for i, key in enumerate(data.image_ids) if data.file(i) not in left_out]
             evaluation.run()
         figures |= {f"{metric}_{name}": round(float(evaluation.stats[place]), 6) for name, place in METRICS.items()}
         per_class[metric] = _per_class(evaluation, data)

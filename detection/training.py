@@ -10,7 +10,7 @@ from timm.scheduler import MultiStepLRScheduler
 from torch import Tensor, nn
 
 from detection import coco, names, networks
-from detection.batches import Batch, TrainLoader, ValLoader, build_plan, build_train_loader, build_val_loader
+from detection.batches import Batch, build_plan, build_train_loader, build_val_loader
 from detection.coco import CocoData
 from detection.config import Config
 from detection.evaluation import detect, evaluate
@@ -18,6 +18,7 @@ from engine import EvalParts, TrainParts
 from features import weights
 from loading import augment, pixels
 from loading.loaders import loader_settings
+from loading.steps import ImageLoader, StepLoader
 from run import checkpoint, disk
 from run.checkpoint import TrainState
 from run.errors import InputError
@@ -51,17 +52,19 @@ def _named(data: CocoData) -> str:
     return ", ".join(pairs[:5]) + (f" and {len(pairs) - 5} more" if len(pairs) > 5 else "")
 
 
-def build_loaders(cfg: Config, train: CocoData, val: CocoData, rank: Rank) -> tuple[TrainLoader, ValLoader]:
-    """The training data in keyed order, and each validation image once over all processes."""
+def open_train_loader(cfg: Config, train: CocoData, rank: Rank, folder: Path) -> StepLoader:
+    """The training data in keyed order. `folder` gets the list of damaged images, where there are many."""
     plan = build_plan(train, batch_size=cfg.batch_size * rank.world_size * cfg.grad_accum_steps, max_size=tuple(cfg.max_size), data_seed=cfg.data_seed)
     settings = loader_settings(cfg, rank, len(train))
-    loader = build_train_loader(plan, rank, has_masks=cfg.has_masks, settings=settings, accum_steps=cfg.grad_accum_steps)
-    return loader, open_val_loader(cfg, val, rank)
+    parts = {"has_masks": cfg.has_masks, "accum_steps": cfg.grad_accum_steps, "max_bad_images": cfg.max_bad_images}
+    return build_train_loader(plan, rank, settings=settings, list_path=folder / "bad_images_train.txt", **parts)
 
 
-def open_val_loader(cfg: Config, val: CocoData, rank: Rank) -> ValLoader:
-    """Each validation image once, over all processes."""
-    return build_val_loader(val, rank, settings=loader_settings(cfg, rank, len(val)), max_size=tuple(cfg.max_size))
+def open_val_loader(cfg: Config, val: CocoData, rank: Rank, folder: Path | None = None) -> ImageLoader:
+    """Each validation image once, over all processes. `folder` gets the list of damaged images, where there are many."""
+    list_path = folder / "bad_images_val.txt" if folder else None
+    settings = loader_settings(cfg, rank, len(val))
+    return build_val_loader(val, rank, settings=settings, max_size=tuple(cfg.max_size), skips_damaged=cfg.skip_bad_images, list_path=list_path)
 
 
 def facts(cfg: Config, data: CocoData) -> dict:
@@ -124,8 +127,9 @@ class Parts(TrainParts):
         losses = self.outputs(net, batch)
         return {**losses, "loss": networks.total(losses)}
 
-    def evaluate(self, state: TrainState, loader: ValLoader) -> dict:
-        return score(unwrap(state.net), loader, self, data=self.data, metrics=self.metrics)[0]
+    def evaluate(self, state: TrainState, loader: ImageLoader) -> dict:
+        figures, _ = score(unwrap(state.net), loader, self, data=self.data, metrics=self.metrics)
+        return {**figures, "test_bad_images": loader.damage.num_skipped}
 
     def told(self, record: dict) -> str:
         return "  ".join([told_figures(record, self.metrics), self.told_best(record)])
@@ -146,27 +150,29 @@ def told_figures(figures: dict[str, float], metrics: Iterable[str]) -> str:
     return "  ".join(f"{metric} mAP {first} ({'  '.join(others)})" for metric, (first, *others) in parts.items())
 
 
-def score(net: nn.Module, loader: ValLoader, parts: EvalParts, *, data: CocoData, metrics: tuple[str, ...]) -> tuple[dict[str, float], dict]:
+def score(net: nn.Module, loader: ImageLoader, parts: EvalParts, *, data: CocoData, metrics: tuple[str, ...]) -> tuple[dict[str, float], dict]:
     """Average precision by published name, and per class by metric: the same for any number of processes, and known to all of them."""
     progress = Progress(len(loader), log.info, what="images evaluated")
     with parts.autocast(parts.rank.device):
         entries = detect(net, loader, data, after_image=progress.add)
     everyone = gather_objects(entries, parts.rank)
-    found = evaluate(data, list(itertools.chain(*everyone)), metrics) if parts.rank.is_main else None
+    found = evaluate(data, list(itertools.chain(*everyone)), metrics, left_out=loader.damage.reasons) if parts.rank.is_main else None
     return gather_objects(found, parts.rank)[0]
 
 
-def report(net: nn.Module, loader: ValLoader, parts: EvalParts, *, cfg: Config, data: CocoData) -> None:
+def report(net: nn.Module, loader: ImageLoader, parts: EvalParts, *, cfg: Config, data: CocoData) -> None:
     """Evaluate and print the line that ends `--eval`; write the average precision of each class to the CSV file of --report."""
     figures, per_class = score(net, loader, parts, data=data, metrics=cfg.scored)
     if cfg.report and parts.rank.is_main:
         with disk.writing_csv(Path(cfg.report), ["class", *(f"{metric}_mAP" for metric in cfg.scored)], flag="--report") as writer:
             for name in data.class_names:
                 writer.writerow([name, *(f"{per_class[metric][name]:.6f}" if name in per_class[metric] else "" for metric in cfg.scored)])
-    log.info("Average precision on the %d test images: %s", len(data), told_figures(figures, cfg.scored))
+    num_skipped = loader.damage.num_skipped
+    skipped = f"  damaged images left out: {num_skipped}" if num_skipped else ""
+    log.info("Average precision on the %d test images: %s%s", len(data) - num_skipped, told_figures(figures, cfg.scored), skipped)
 
 
-def announce(cfg: Config, loader: TrainLoader, rank: Rank) -> None:
+def announce(cfg: Config, loader: StepLoader, rank: Rank) -> None:
     """Say what is about to run, and warn of what is rarely meant."""
     parts = (cfg.detector, cfg.model, cfg.batch_size, rank.world_size, cfg.grad_accum_steps, loader.global_batch, cfg.lr, rank.device)
     log.info("%s of %s  batch %d x %d processes x %d accumulation = global batch %d  learning rate %g  on %s", *parts)

@@ -4,7 +4,8 @@ A step's batch is a function of (data seed, iteration) alone, whatever the proce
 positions i * batch size and following of an endless sequence, each pass over the data in an order of its own; augmentation and dropout of
 each image come from its position. A stretch of iterations between two evaluations is called an epoch."""
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -166,9 +167,9 @@ def finished(batch: Batch, device: torch.device) -> Batch:
     return batch._replace(images=normalised(images, batch.sizes), labels=labels)
 
 
-def _prepare(device: torch.device) -> Callable[[Iterator[Batch]], Iterator[Batch]]:
-    """What takes batches to the device and finishes them, the next one while the last is in use."""
-    return lambda batches: prefetched(batches, lambda batch: finished(batch, device), device)
+def _ready(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches on `device` and finished, the next one while the last is in use."""
+    return prefetched(batches, functools.partial(finished, device=device), device)
 
 
 def build_train_loader(
@@ -181,7 +182,7 @@ def build_train_loader(
     log.info("training pictures %d  iterations of %d", len(plan.data), plan.batch_size)
     dataset = TrainingSet(plan, replaces_damaged=max_bad_images > 0)
     damage = TrainingDamage(rank, list_path, limit=max_bad_images, others="others")
-    return StepLoader(DataLoader(dataset, batch_sampler=sampler, **settings), sampler, damage, _prepare(rank.device))
+    return StepLoader(DataLoader(dataset, batch_sampler=sampler, **settings), sampler, damage, functools.partial(_ready, device=rank.device))
 
 
 def build_val_loader(
@@ -195,4 +196,6 @@ def build_val_loader(
 ) -> ImageLoader:
     """Each picture once, over all processes; `skips_damaged`: without those that cannot be read, else that is an error."""
     damage = ValidationDamage(rank, list_path, num_images=len(data), is_skipped=skips_damaged)
-    return ImageLoader(DataLoader(ValidationSet(data, rank, max_size=max_size), batch_size=1, **settings), damage, _prepare(rank.device))
+    return ImageLoader(
+        DataLoader(ValidationSet(data, rank, max_size=max_size), batch_size=1, **settings), damage, functools.partial(_ready, device=rank.device)
+    )

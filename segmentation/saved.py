@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
+from features.names import num_channels
 from run import checkpoint
 from run.errors import InputError
 from segmentation import names, networks
@@ -53,7 +54,7 @@ def build(saved: dict, *, where: str, model: str | None = None) -> Saved:
     model = args.get("model", model)
     if model is None:
         raise InputError(f"{where} does not say what backbone its segmenter has", "add --model NAME")
-    net = networks.build(model, len(classes), **{name: args[name] for name in ("channels",) if name in args})
+    net = networks.build(model, len(classes), channels=num_channels(saved, where=where))
     names.load(net, saved, where=where)
     return Saved(net.eval(), model, classes, tuple(saved.get("max_size") or MAX_SIZE), saved.get("reduce_zero_label", True))
 

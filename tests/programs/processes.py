@@ -1,6 +1,7 @@
 """Several processes per command without a launcher: `python tests/programs/processes.py JSON`, one that imports and then forks the others.
 
-JSON is a list of [number of processes, "main" or "make_teacher_labels", arguments]; prints a JSON list of [exit codes, standard error, standard output]."""
+JSON is a list of [number of processes, "main", "detection", "segmentation" or "make_teacher_labels", arguments];
+prints a JSON list of [exit codes, standard error, standard output]."""
 
 import importlib
 import json
@@ -54,7 +55,7 @@ def launch(num_processes: int, module: str, argv: list[str]) -> tuple[list[int],
 
 
 if __name__ == "__main__":
-    modules = {"main": "main", "make_teacher_labels": "tools.make_teacher_labels"}
+    modules = {"main": "main", "detection": "detection.__main__", "segmentation": "segmentation.__main__", "make_teacher_labels": "tools.make_teacher_labels"}
     for module in modules.values():
         importlib.import_module(module)
     print(json.dumps([launch(num_processes, modules[name], argv) for num_processes, name, argv in json.loads(sys.argv[1])]))
