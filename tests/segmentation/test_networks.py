@@ -7,7 +7,8 @@ from torch import nn
 from run.errors import InputError
 from segmentation import networks
 from segmentation.networks import IGNORED, SemanticHead, dropped_channels, losses
-from tests.detection.test_networks import constant, conv, conv_norm
+from tests.features.counts import LSNET, SMALL, conv, conv_norm, lsnet_t, pyramid, recnext, recnext_m_block
+from tests.features.test_pyramid import constant
 from tests.nets import randomise
 
 
@@ -88,14 +89,19 @@ def test_logits_are_enlarged_to_the_labels():
     assert losses(logits, torch.zeros(1, 1, 4))["decode.loss_ce"].item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_parameters_of_the_published_network_by_hand():
-    """The laterals, the outputs, 1 + 1 + 2 + 3 convolutions of the head, of which four take the pyramid's channels, and 150 scores."""
+# 1 + 1 + 2 + 3 convolutions, of which four take the pyramid's channels, and the scores.
+HEAD = 4 * conv_norm(256, 128, 3) + 3 * conv_norm(128, 128, 3) + conv(128, 150, 1)
+COUNTS = {
+    "recnext_m3": recnext(SMALL, (3, 3, 13, 2), 2, recnext_m_block) + pyramid(SMALL) + HEAD,
+    "lsnet_t": lsnet_t() + pyramid(LSNET) + HEAD,
+}
+
+
+@pytest.mark.parametrize("backbone", COUNTS)
+def test_parameters_are_as_counted_by_hand(backbone):
     with torch.device("meta"):
-        net = networks.build("recnext_m3", 150)
-    pyramid = sum(conv(chs, 256, 1) for chs in (64, 128, 256, 512)) + 4 * conv(256, 256, 3)
-    head = 4 * conv_norm(256, 128, 3) + 3 * conv_norm(128, 128, 3) + conv(128, 150, 1)
-    count = sum(value.numel() for name, value in net.named_parameters() if not name.startswith("backbone.body"))
-    assert count == pyramid + head
+        net = networks.build(backbone, 150)
+    assert sum(parameter.numel() for parameter in net.parameters()) == COUNTS[backbone]
     assert net.num_classes == 150
 
 
