@@ -28,7 +28,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", help="network of timm's registry (default: the checkpoint's own)")
     parser.add_argument("--resume", required=True, help="its weights: file, URL or hf-hub:name")
     parser.add_argument(*spellings("use_ema"), action="store_true", help="the checkpoint's EMA weights")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where a segmenter's label images and overlays go")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where a segmenter's label images and overlays go; FILE.png: one sheet of overlays")
     parser.add_argument("--csv", type=Path, metavar="FILE", help=f"write {', '.join(COLUMNS)} there instead of printing")
     parser.add_argument(*spellings("batch_size"), type=positive_int, default=32, help="images [%(default)s]")
     parser.add_argument(*spellings("num_workers"), type=int, help="loader processes (default: one per core, none for a single batch)")

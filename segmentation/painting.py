@@ -81,6 +81,46 @@ def write_images(target: Path, picture: np.ndarray, labels: np.ndarray, saved: S
         Image.fromarray(overlay(picture, labels, saved.classes.palette)).save(target.with_name(f"{target.stem}_overlay.jpg"), quality=90)
 
 
+SHEET_ENDINGS = (".png", ".jpg", ".jpeg")  # of an --out that is one sheet for all pictures
+COLUMNS_OF_SHEET = 4
+
+
+def sheet(views: list[np.ndarray]) -> Image.Image:
+    """Views (H, W, 3) of several sizes in rows of four, white between them."""
+    gap = 4
+    height, width = (max(view.shape[side] for view in views) + gap for side in (0, 1))
+    columns = min(COLUMNS_OF_SHEET, len(views))
+    whole = np.full((-(-len(views) // columns) * height - gap, columns * width - gap, 3), 255, np.uint8)
+    for i, view in enumerate(views):
+        top, left = i // columns * height, i % columns * width
+        whole[top : top + view.shape[0], left : left + view.shape[1]] = view
+    return Image.fromarray(whole)
+
+
+class Painter:
+    """Where what is seen goes: into a folder, as label images and overlays, or as overlays on one sheet, written once all are there."""
+
+    def __init__(self, saved: Saved, files: list[str], out: Path):
+        self.saved, self.out, self.views = saved, out, []
+        self.is_sheet = out.suffix.lower() in SHEET_ENDINGS
+        self.targets = {} if self.is_sheet else dict(zip(files, targets(files, out), strict=True))
+
+    def add(self, file: str, picture: np.ndarray, labels: np.ndarray) -> None:
+        """Write what was found in a picture (H, W, 3), or keep it for the sheet."""
+        if self.is_sheet:
+            self.views.append(overlay(picture, labels, self.saved.classes.palette))
+        else:
+            write_images(self.targets[file], picture, labels, self.saved)
+
+    def end(self) -> None:
+        """Write the sheet, if that is what is asked for; as PNG in 256 colours."""
+        if self.is_sheet and self.views:
+            whole = sheet(self.views)
+            with writing(f"--out {self.out}", "choose another place"):
+                self.out.parent.mkdir(parents=True, exist_ok=True)
+                (whole.quantize(256) if self.out.suffix.lower() == ".png" else whole).save(self.out)
+
+
 # ---- what predict.py does with it
 
 COLUMNS = ("file", "class", "share", "index")
@@ -101,16 +141,18 @@ def share_rows(path: str, found: list[tuple[str, float, int]]) -> Iterator[tuple
 def predict_files(saved: Saved, files: list[str], device: torch.device, *, out: Path | None, write: Callable) -> int:
     """Hand every picture's classes, each with its part of the pixels and its number, to `write`, and with `out` write label image and overlay there;
     how many pictures could be read. InputError where none could."""
-    places = targets(files, out) if out is not None else [None] * len(files)
+    painter = Painter(saved, files, out) if out is not None else None
     net, report = saved.net.to(device), Report(len(files))
-    for file, place in zip(files, places, strict=True):
+    for file in files:
         try:
             picture, labels = find_labels(net, file, saved.max_size, device)
         except DamagedImage as error:
             report.add(first_line(error))
             continue
-        if place is not None:
-            write_images(place, picture, labels, saved)
+        if painter is not None:
+            painter.add(file, picture, labels)
         write(file, [(saved.classes.names[index], share, index) for index, share in shares(labels, len(saved.classes))])
         report.add(None)
+    if painter is not None:
+        painter.end()
     return report.end()

@@ -89,6 +89,20 @@ def test_a_picture_and_its_labels_are_written(tmp_path):
         painting.write_images(tmp_path / "file/x.png", np.zeros((4, 6, 3), np.uint8), labels, opened(Bright()))
 
 
+def test_overlays_on_one_sheet_stand_in_rows_of_four(tmp_path):
+    painter = painting.Painter(opened(Bright()), ["a", "b"], tmp_path / "deep/sheet.png")
+    for i, size in enumerate([(10, 6), (8, 12), (5, 5), (5, 5), (7, 7)]):
+        painter.add(str(i), np.full((*size, 3), 40 * i, np.uint8), np.zeros(size, np.int64))
+    painter.end()
+    with Image.open(tmp_path / "deep/sheet.png") as image:
+        assert image.size == (4 * 16 - 4, 2 * 14 - 4)
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    tint = opened(Bright()).classes.palette[0].astype(int)
+    for i, (top, left) in enumerate([(0, 0), (0, 16), (0, 32), (0, 48), (14, 0)]):
+        assert np.abs(pixels[top, left] - (40 * i + tint) / 2).max() <= 4
+    assert pixels[12, 0].tolist() == [255, 255, 255]
+
+
 def test_a_network_that_has_diverged_is_named(tmp_path):
     class Broken(Bright):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
