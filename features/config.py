@@ -46,10 +46,11 @@ def published(argv: list[str], recipes: Path, *, ending: str) -> list[str]:
     """A command line of the published scripts as ours: a configuration's name that ends in .py means the one of `recipes` that has its name,
     but for what the pattern `ending` matches, and words after `--eval` name the metrics."""
     result = []
-    for i, word in enumerate(argv):
-        if i and argv[i - 1] == "--config" and word.endswith(".py"):
-            word = str(recipes / (re.sub(f"{ending}$", "", Path(word).stem) + ".yaml"))
-        if i and argv[i - 1] == "--eval" and not word.startswith("--"):
+    for before, word in zip(["", *argv], argv, strict=False):
+        flag, _, value = word.rpartition("=")
+        if value.endswith(".py") and "--config" in (before, flag):
+            word = word.removesuffix(value) + str(recipes / (re.sub(f"{ending}$", "", Path(value).stem) + ".yaml"))
+        if before == "--eval" and not word.startswith("--"):
             result.append("--metrics")
         result.append(word)
     return result

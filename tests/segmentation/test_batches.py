@@ -6,7 +6,7 @@ import torch
 
 from run.errors import DamagedImage, DamagedImages, InputError
 from segmentation import batches, data
-from segmentation.batches import build_plan, build_train_loader, build_val_loader, tested_size
+from segmentation.batches import build_plan, build_train_loader, build_val_loader
 from segmentation.classes import numbered
 from segmentation.networks import IGNORED
 from tests.segmentation import made
@@ -93,10 +93,10 @@ def test_small_pictures_are_padded_with_zeros_and_ignored_labels(split):
 
 
 def test_evaluation_resizes_up_to_multiples_of_32_and_keeps_the_labels_size(split):
-    assert tested_size(512, 683, (2048, 512)) == (512, 704)
-    assert tested_size(683, 512, (2048, 512)) == (704, 512)
-    assert tested_size(300, 400, (2048, 512)) == (512, 704)  # enlarged to 512 x 683 first
-    assert tested_size(100, 1000, (2048, 512)) == (224, 2048)  # 205 rows
+    assert batches.tested_size(512, 683, (2048, 512)) == (512, 704)
+    assert batches.tested_size(683, 512, (2048, 512)) == (704, 512)
+    assert batches.tested_size(300, 400, (2048, 512)) == (512, 704)  # enlarged to 512 x 683 first
+    assert batches.tested_size(100, 1000, (2048, 512)) == (224, 2048)  # 205 rows
     seen = {}
     for index in range(3):
         loader = build_val_loader(split, Rank(index, 3, 0, 1, CPU), settings=IN_PROCESS, max_size=MAX_SIZE)
@@ -105,7 +105,7 @@ def test_evaluation_resizes_up_to_multiples_of_32_and_keeps_the_labels_size(spli
             seen[place] = index
             width, height = made.SIZES[place]
             assert batch.labels.shape == (1, height, width)
-            assert batch.images.shape[2:] == tested_size(height, width, MAX_SIZE)
+            assert batch.images.shape[2:] == batches.tested_size(height, width, MAX_SIZE)
             assert batch.images[0].flatten(1).any(0).all()  # nothing is padding
             # the dark stripe of class 2 is at the bottom, whatever the size
             assert batch.images[0, 0, -2:].max() < batch.images[0, 0, : batch.images.shape[2] // 2].min()

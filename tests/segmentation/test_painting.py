@@ -51,7 +51,8 @@ def test_label_images_are_read_again_as_they_were_found(tmp_path):
         image.save(tmp_path / "found.png")
         assert image.mode == "P"
         assert data.to_labels(data.read_values(str(tmp_path / "found.png")), skips_zero=skips_zero).tolist() == labels.tolist()
-        assert np.asarray(Image.open(tmp_path / "found.png").convert("RGB"))[0, 1].tolist() == one.classes.palette[1].tolist()
+        with Image.open(tmp_path / "found.png") as again:
+            assert np.asarray(again.convert("RGB"))[0, 1].tolist() == one.classes.palette[1].tolist()
 
 
 @pytest.mark.parametrize(("num_classes", "skips_zero", "mode"), [(255, False, "P"), (255, True, "I;16"), (256, False, "I;16"), (254, True, "P")])
@@ -83,7 +84,8 @@ def test_a_picture_and_its_labels_are_written(tmp_path):
     labels = np.zeros((4, 6), np.int64)
     painting.write_images(tmp_path / "out/deep/x.png", np.zeros((4, 6, 3), np.uint8), labels, opened(Bright()))
     assert sorted(path.name for path in (tmp_path / "out/deep").iterdir()) == ["x.png", "x_overlay.jpg"]
-    assert Image.open(tmp_path / "out/deep/x_overlay.jpg").size == (6, 4)
+    with Image.open(tmp_path / "out/deep/x_overlay.jpg") as image:
+        assert image.size == (6, 4)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="--out"):
         painting.write_images(tmp_path / "file/x.png", np.zeros((4, 6, 3), np.uint8), labels, opened(Bright()))

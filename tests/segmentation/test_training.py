@@ -97,7 +97,7 @@ def test_shell_wrappers_start_the_processes_of_a_published_name():
         (["--min-lr=1"], "above --lr"),
         (["--finetune=x", "--pretrained"], "drop the others"),
         (["--config=fpn_nothing.py"], "fpn_nothing"),
-        (["--crop=3"], "did you mean --crop-size"),
+        (["--crop-side=64"], "did you mean --crop-size"),
     ],
 )
 def test_bad_command_lines_are_refused_with_the_reason(flags, words):
@@ -250,7 +250,8 @@ def write_other_size(root: Path) -> None:
 
 def write_high(root: Path) -> None:
     path = root / "annotations/training/000001.png"
-    size = Image.open(path).size
+    with Image.open(path) as image:
+        size = image.size
     Image.new("L", size, 77).save(path)
 
 
