@@ -11,7 +11,7 @@ NAMES = "ground\ncircle #ff0000\nsquare\ntriangle\n"
 
 # Two stretches of three iterations of four pictures.
 SHORT_RUN = [
-    "--model=recnext_m0", "--channels=16", "--max-size", "128", "64", "--crop-size=64", "--batch-size=4", "--iterations=6", "--eval-interval=3", "--lr=1e-3",
+    "--model=test_resnet", "--channels=16", "--max-size", "128", "64", "--crop-size=64", "--batch-size=4", "--iterations=6", "--eval-interval=3", "--lr=1e-3",
     "--num_workers=0", "--device=cpu", "--log-steps=2", "--data-set=own", "--reduce-zero-label",
 ]  # fmt: skip
 

@@ -173,7 +173,7 @@ def test_out_is_refused_where_there_is_nothing_to_paint(shapes, tmp_path, capsys
 
 def test_the_whole_network_is_exported_and_compared(whole, tmp_path):
     trained = exporting.load_trained(None, str(whole / "checkpoint_last.pth"))
-    assert (trained.name, trained.input_size, trained.num_classes) == ("fpn_recnext_m0", 64, 4)
+    assert (trained.name, trained.input_size, trained.num_classes) == ("fpn_test_resnet", 64, 4)
     described = verify.write_verified(trained, tmp_path / "net.onnx", formats.ONNX)
     assert described["verified"]["top1_of"] == f"{8 * 16 * 16} places in images"
     assert described["verified"]["largest_relative_difference"] < 1e-4

@@ -209,7 +209,7 @@ def test_evaluation_reports_the_last_figures_of_ours_and_of_the_published_form(w
     assert [row["class"] for row in rows] == ["ground", "circle", "square", "triangle"]
     overlaps = [float(row["IoU"]) for row in rows if row["IoU"]]
     assert sum(overlaps) / len(overlaps) == pytest.approx(record["mIoU"], abs=1e-5)
-    net = networks.build("recnext_m0", 4, channels=16)
+    net = networks.build("test_resnet", 4, channels=16)
     names.load(net, checkpoint.read(str(whole / "checkpoint_last.pth")), where="ours")
     torch.save({"state_dict": names.to_published(net)}, tmp_path / "published.pth")
     assert told(short_run("--eval", "mIoU", f"--resume={tmp_path / 'published.pth'}")[1]) == told(said)
