@@ -42,7 +42,7 @@ def coverage(corners: list[tuple[float, float]], size: tuple[int, int]) -> np.nd
     """(H, W), from 0 to 1: how much of each pixel lies inside the corners."""
     height, width = size
     drawn = Image.new("L", (width * FINE, height * FINE))
-    ImageDraw.Draw(drawn).polygon([(x * FINE, y * FINE) for x, y in corners], fill=255)
+    ImageDraw.Draw(drawn).polygon([(x * FINE - 0.5, y * FINE - 0.5) for x, y in corners], fill=255)  # between pixels' centres
     return np.asarray(drawn.resize((width, height), Image.Resampling.BOX), dtype=np.float32) / 255
 
 

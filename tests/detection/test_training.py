@@ -235,6 +235,22 @@ def test_two_processes_are_one(shapes, tmp_path):
     assert read_log(tmp_path / "two")[0]["n_parameters"] == read_log(tmp_path / "one")[0]["n_parameters"]
 
 
+def test_a_step_that_is_not_finite_is_left_out_of_network_and_logs(short_run, tmp_path, monkeypatch):
+    real, calls = networks.total, []
+
+    def spoil(losses: dict) -> torch.Tensor:
+        calls.append(losses)
+        return real(losses) * (float("nan") if len(calls) == 2 else 1)
+
+    monkeypatch.setattr(networks, "total", spoil)
+    _, said = short_run(f"--output_dir={tmp_path}", "--epochs=1")
+    assert "1 step of epoch 0 left out so far, the last was step 1" in said
+    (record,) = read_log(tmp_path)
+    train = [line for line in step_lines(tmp_path) if line["mode"] == "train"]
+    assert record["skipped_steps"] == 1 and train[0]["loss"] == pytest.approx(real(calls[0]).item())
+    assert all(isinstance(line[name], float) for line in train for name in LOSSES)
+
+
 # ---- evaluation and checkpoints
 
 
