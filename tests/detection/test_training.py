@@ -194,7 +194,7 @@ def assert_same_run(folder: Path, expected: Path) -> None:
         assert states_equal(ours[key], theirs[key]), key
 
 
-@pytest.mark.parametrize("calls", [2, 8])
+@pytest.mark.parametrize("calls", [2, 9])
 def test_stopped_inside_an_epoch_and_resumed(whole, shapes, tmp_path, monkeypatch, calls):
     """Between two lines of train_log.txt, in the first epoch and in the second."""
     flags = [*SHORT_RUN, f"--data-path={shapes}", f"--output_dir={tmp_path}"]
@@ -221,7 +221,7 @@ def test_killed_or_told_to_stop_and_resumed(whole, shapes, tmp_path, number):
 
 @pytest.mark.slow
 def test_two_processes_are_one(shapes, tmp_path):
-    """Losses of the first steps, before rounding errors grow, and images evaluated."""
+    """The first step to rounding; the second, too, but for the heads' classes, for one proposal more or less may pass a near tie."""
     flags = [*SHORT_RUN, f"--data-path={shapes}", "--epochs=1", "--log-steps=1"]
     assert command.main([*flags, f"--output_dir={tmp_path / 'one'}"]) == 0
     jobs = [[2, "detection", [*flags, "--batch-size=2", f"--output_dir={tmp_path / 'two'}"]]]
@@ -230,8 +230,10 @@ def test_two_processes_are_one(shapes, tmp_path):
     assert codes == [0, 0], errors
     one, two = (step_lines(tmp_path / name) for name in ("one", "two"))
     assert len(one) == len(two)
-    for ours, theirs in zip(one[:3], two[:3], strict=True):
-        assert [ours[name] for name in LOSSES] == pytest.approx([theirs[name] for name in LOSSES], rel=1e-3)
+    assert [one[0][name] for name in LOSSES] == pytest.approx([two[0][name] for name in LOSSES], rel=1e-5)
+    names_here = [name for name in LOSSES if name not in ("loss_cls", "acc", "loss")]
+    assert [one[1][name] for name in names_here] == pytest.approx([two[1][name] for name in names_here], rel=1e-5)
+    assert one[1]["loss"] == pytest.approx(two[1]["loss"], rel=1e-3)
     assert read_log(tmp_path / "two")[0]["n_parameters"] == read_log(tmp_path / "one")[0]["n_parameters"]
 
 
