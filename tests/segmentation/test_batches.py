@@ -9,6 +9,7 @@ from segmentation import batches, data
 from segmentation.batches import build_plan, build_train_loader, build_val_loader
 from segmentation.classes import numbered
 from segmentation.networks import IGNORED
+from tests.loading.alone import parts_of, share_of
 from tests.segmentation import made
 from utils import Rank
 
@@ -45,12 +46,6 @@ def test_an_iteration_is_the_same_however_iterations_are_cut_into_epochs(split):
     assert by_three.draws(1, 2)[1] == by_two.draws(2, 0)[1]  # position 8
 
 
-def batches_of(loader, epoch: int, first_step: int = 0) -> list[batches.Batch]:
-    """A process's micro-batches, without the others that it would tell of damaged files."""
-    loader.sampler.start(epoch=epoch, step=first_step)
-    return list(loader.prepare(iter(loader.loader)))
-
-
 def equal(a: batches.Batch, b: batches.Batch) -> bool:
     return torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and a[2:] == b[2:]
 
@@ -67,7 +62,7 @@ def test_an_iteration_is_the_same_for_any_processes_accumulation_workers_and_sta
     assert [len(batch.indices) for batch in alone] == [4] * 3
     torch.manual_seed(5)
     np.random.seed(6)
-    by_process = [batches_of(loader_of(plan, index=i, world_size=2), 2) for i in range(2)]
+    by_process = [parts_of(loader_of(plan, index=i, world_size=2), 2) for i in range(2)]
     by_accumulation = list(loader_of(plan, accum_steps=2).batches(2))
     in_workers = list(loader_of(plan, settings={**IN_PROCESS, "num_workers": 2, "multiprocessing_context": "fork"}).batches(2, first_step=1))
     for step, batch in enumerate(alone):
@@ -100,7 +95,7 @@ def test_evaluation_resizes_up_to_multiples_of_32_and_keeps_the_labels_size(spli
     seen = {}
     for index in range(3):
         loader = build_val_loader(split, Rank(index, 3, 0, 1, CPU), settings=IN_PROCESS, max_size=MAX_SIZE)
-        for batch in loader.prepare(iter(loader.loader)):
+        for batch in share_of(loader):
             (place,) = batch.indices
             seen[place] = index
             width, height = made.SIZES[place]
