@@ -45,7 +45,7 @@ detection-demo: venv  ## train a small Mask R-CNN on made images of shapes, eval
 	@echo "logs:       checkpoints/shapes/log.txt and train_log.txt"
 	@echo "checkpoint: checkpoints/shapes/checkpoint_best.pth"
 
-segmentation-demo: venv  ## train a small Semantic FPN on the same shapes, evaluate it, paint what it sees: five minutes on two cores
+segmentation-demo: venv  ## train a small Semantic FPN on the same shapes, evaluate it, paint what it sees: minutes on two cores
 	$(BIN)/python tools/make_shapes.py --out data/shapes --semantic
 	$(BIN)/python -m segmentation --config recipes/segmentation/demo.yaml --output_dir checkpoints/shapes_fpn --overwrite
 	$(BIN)/python -m segmentation --config recipes/segmentation/demo.yaml --eval --resume checkpoints/shapes_fpn/checkpoint_best.pth
