@@ -2,7 +2,7 @@
 
     python tools/latency.py --model recnext_m1 --threads 1
     python tools/latency.py --model recnext_m0,recnext_m1,lsnet_t --forms onnxruntime,eager,channels_last,compiled --out latency.json
-    python tools/latency.py --model recnext_m0,recnext_m1,repnext_m1 --accuracy docs/models.md top-1 > latency.md
+    python tools/latency.py --model recnext_m0,recnext_m1,repnext_m1 --accuracy docs/published.md "top-1 distilled" > latency.md
 
 All models and forms are measured in turns, round after round, in one table: median over rounds, and the lowest and highest round. The ONNX
 file is the one that export_onnx.py writes, verified as there. The table is Markdown, on standard output, and `compare_logs.py --scatter`

@@ -24,7 +24,7 @@ FAMILIES = {  # the smallest network of each, with few blocks where it lets itse
     "lsnet_t": ["depths=[0,0,1,2]", "img_size=64"],
     "mlla_nano_recconv": ["depths=[1,1,1,1]"],
     "convnext_femto_downsample_a": [FEW],
-    "repvit_m0_6": [],
+    "repvit_m0_6": ["blocks=[[40,1,1],[40,0,1],[80,0,2],[160,1,2],[320,0,2],[320,1,1]]"],
     "rexnetv1_1_0": [],
 }
 
