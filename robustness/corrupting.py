@@ -74,6 +74,7 @@ class Corruptions(Dataset):
     """Writes each image's corruptions, those that are not there yet, into `out`/<corruption>/<severity>/<class>/."""
 
     def __init__(self, root: Path, out: Path, recipe: Recipe, corruptions: Sequence[str], severities: Sequence[int]):
+        _package()  # now, and not in each process
         part = class_folders(root)
         self.images = Images(part.samples, part.labels, part.classes, open_sample, read_sample)
         self.root, self.out, self.recipe = root, out, recipe

@@ -1,7 +1,7 @@
 """Write the fifteen corruptions of ImageNet-C, at five severities, of the images of a validation folder.
 
     python tools/corrupt_images.py ~/imagenet/val ~/imagenet-c
-    python tools/corrupt_images.py digits/val digits-c --size 64 --crop-pct 1 --corruptions fog snow
+    python tools/corrupt_images.py digits/val digits-c --size 32 --crop-pct 1 --corruptions fog snow
 
 SRC holds a folder per class. DST gets <corruption>/<1 to 5>/<class>/<file>, JPEGs of the central square, which main.py --eval takes as
 --inc-path. What is drawn at random is decided by the file's class and name and by --seed alone, so that a second run writes the same files.
