@@ -1,5 +1,6 @@
 """A network tried on every set of a suite: exact counts on any number of processes, a line per result, all of it as JSON."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable
@@ -204,6 +205,7 @@ def _count_folders(cfg: Config, suite: Suite, net: nn.Module, parts: EvalParts, 
             _say_enlarged(corrupted, images, cfg.input_size)
         progress.num_done, progress.total = num_seen, num_seen + len(images) * (len(places) - i)
         loader = datasets.build_val_loader(cfg, sets.by_place(images), parts.rank, folder, transform=augment.crop_transform(cfg.input_size, cfg.loader))
+        loader = dataclasses.replace(loader, says_fallbacks=i == 0)  # for these are the same images, 75 times
         said = said_as(progress, parts, f"{name} {severity}, folder {i + 1} of {len(places)}")
         yield name, severity, count(net, loader, sets.single_truth(images), parts, progress=said)
         num_seen += len(images)

@@ -37,7 +37,7 @@ class ColourReader(nn.Module):
 
 
 @register_model
-def colour_reader(pretrained: bool = False, num_classes: int = 1000) -> ColourReader:
+def colour_reader(pretrained=False, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, num_classes: int = 1000) -> ColourReader:
     return ColourReader(num_classes)
 
 
