@@ -235,8 +235,13 @@ def open_corrupted(path: str, classes: Sequence[str]) -> Corrupted:
     if not folders:
         raise InputError(f"--inc-path {path} holds none of the folders <corruption>/<1 to 5>, such as fog/3: name the folder in which they lie")
     numbers = _numbers(classes)
+    seen = set()
     for folder in [folder for found in folders.values() for folder in found.values()]:  # now, and not after an hour
-        _require_known("--inc-path", folder, sorted(one.name for one in os.scandir(folder) if one.is_dir() and not one.name.startswith(".")), numbers)
+        names = sorted(one.name for one in os.scandir(folder) if one.is_dir() and not one.name.startswith("."))
+        _require_known("--inc-path", folder, names, numbers)
+        seen |= {numbers[name] for name in names}
+    if len(seen) < len(classes):
+        log.warning("--inc-path %s holds images of %d of the %d classes: accuracy is that on these", path, len(seen), len(classes))
     imagenet = is_imagenet(classes)
     corrupted = Corrupted("ImageNet-C" if imagenet else "corrupted images", path, folders, ALEXNET if imagenet else CLEAN)
     if corrupted.missing:

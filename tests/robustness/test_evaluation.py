@@ -97,6 +97,7 @@ def test_corruption_errors_are_those_worked_out_by_hand(made, capsys, tmp_path):
     expected = [(30 + 10 * (i % 3)) / error * 100 for i, error in enumerate(ALEXNET_ERRORS.values())]
     assert [facts["ce"] for facts in found["corruptions"].values()] == pytest.approx(expected)
     assert found["mce"] == pytest.approx(sum(expected) / 15) and re.search(rf"^.*mCE on the ImageNet-C: {sum(expected) / 15:.1f}%$", out, re.M)
+    assert f"--inc-path {made / 'c'} holds images of 2 of the 1000 classes" in out
     assert found["corruptions"]["fog"]["num_images"] == [NUM_IMAGES] * 5 and found["relative_to"] == "AlexNet's error" and found["missing"] == {}
 
 
