@@ -53,7 +53,7 @@ def corrupted(image: np.ndarray, corruption: str, severity: int, words: tuple[in
     """A uint8 image (H, W, 3), corrupted; `words` decide all that is drawn at random."""
     own = {"seed": words[3] % 2**32} if corruption in OWN_SEED else {}
     with seeded(words):
-        return _package().corrupt(np.ascontiguousarray(image), severity=severity, corruption_name=corruption, **own)
+        return np.array(_package().corrupt(np.ascontiguousarray(image), severity=severity, corruption_name=corruption, **own))
 
 
 def words_of(name: str, corruption: str, severity: int, seed: int) -> tuple[int, ...]:

@@ -65,7 +65,8 @@ def test_seventy_five_folders_are_written_with_the_same_bytes_each_time(folder, 
         f"{corruption}/{severity}/{name}" for corruption in CORRUPTIONS for severity in SEVERITIES for name in ("lily/a.jpg", "lily/b.png.jpg", "rose/a.jpg")
     }
     assert set(first) == names | {"corruptions.json"}
-    assert Image.open(tmp_path / "c" / "fog" / "3" / "lily" / "b.png.jpg").size == (32, 32)
+    with Image.open(tmp_path / "c" / "fog" / "3" / "lily" / "b.png.jpg") as image:
+        assert (image.size, image.format) == ((32, 32), "JPEG")
     # beside fewer others, in another number of processes, and from elsewhere
     folder.rename(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "lily" / "b.png").unlink()

@@ -14,7 +14,7 @@ from robustness import attacks
 from robustness.corrupting import corrupted, words_of
 from robustness.scores import CORRUPTIONS
 
-CAT, ESPRESSO = 285, 967  # Egyptian cat; espresso
+CATS, ESPRESSO = [281, 282, 285], 967  # tabby, tiger cat and Egyptian cat, between which the photograph is undecided
 
 
 class Pretrained(nn.Module):
@@ -51,13 +51,14 @@ def inputs(images: list[np.ndarray]) -> Tensor:
 
 @torch.no_grad()
 def confidences(net: nn.Module, images: Tensor) -> Tensor:
-    """The probability of each photograph's class."""
-    return net(images).softmax(dim=1)[range(len(images)), [CAT, ESPRESSO]]
+    """The probability that each pair of images shows a cat and an espresso, (pairs, 2)."""
+    probabilities = net(images).softmax(dim=1).view(-1, 2, 1000)
+    return torch.stack([probabilities[:, 0, CATS].sum(dim=1), probabilities[:, 1, ESPRESSO]], dim=1)
 
 
 def test_it_knows_the_photographs(net, photographs):
-    cat, espresso = confidences(net, inputs(photographs)).tolist()
-    assert net(inputs(photographs)).argmax(dim=1).tolist() == [CAT, ESPRESSO] and cat > 0.3 and espresso > 0.7
+    ((cat, espresso),) = confidences(net, inputs(photographs)).tolist()
+    assert cat > 0.9 and espresso > 0.9
 
 
 def test_it_is_the_less_sure_the_more_severe_the_corruption(net, photographs):
@@ -65,16 +66,14 @@ def test_it_is_the_less_sure_the_more_severe_the_corruption(net, photographs):
     means = []
     for severity in (1, 3, 5):
         images = [corrupted(image, name, severity, words_of(str(i), name, severity, 0)) for name in CORRUPTIONS for i, image in enumerate(photographs)]
-        probabilities = net(inputs(images)).softmax(dim=1).view(len(CORRUPTIONS), 2, -1)
-        means.append(probabilities[:, [0, 1], [CAT, ESPRESSO]].mean().item())
+        means.append(confidences(net, inputs(images)).mean().item())
     assert clean > means[0] > means[1] > means[2] and means[2] < 0.5 * clean
 
 
 def test_attacks_that_no_eye_sees_take_its_confidence_away(net, photographs):
-    images, targets = inputs(photographs), torch.tensor([CAT, ESPRESSO])
-    clean = confidences(net, images)
-    fgsm = confidences(net, attacks.fgsm(net, images, targets))
-    pgd = confidences(net, attacks.pgd(net, images, targets, torch.arange(2), seed=0))
-    noise = images + attacks.EPSILON * attacks.random_start(images.shape, torch.arange(2), 0).sign() / torch.tensor(augment.STD).view(3, 1, 1)
-    assert (fgsm < 0.5 * clean).all() and (pgd < fgsm + 0.05).all()
-    assert (confidences(net, noise) > fgsm).all()  # which noise as strong does not
+    images = inputs(photographs)
+    targets = net(images).argmax(dim=1)
+    noise = attacks.EPSILON * attacks.random_start(images.shape, torch.arange(2), 0).sign() / torch.tensor(augment.STD).view(3, 1, 1)
+    changed = [images, images + noise, attacks.fgsm(net, images, targets), attacks.pgd(net, images, targets, torch.arange(2), seed=0)]
+    clean, noisy, fgsm, pgd = (net(one).softmax(dim=1)[[0, 1], targets] for one in changed)
+    assert (fgsm < 0.5 * clean).all() and (pgd < fgsm).all() and (noisy > 0.8 * clean).all()  # which noise as strong does not
