@@ -50,24 +50,20 @@ def inputs(images: list[np.ndarray]) -> Tensor:
 
 
 @torch.no_grad()
-def confidences(net: nn.Module, images: Tensor) -> Tensor:
-    """The probability that each pair of images shows a cat and an espresso, (pairs, 2)."""
-    probabilities = net(images).softmax(dim=1).view(-1, 2, 1000)
-    return torch.stack([probabilities[:, 0, CATS].sum(dim=1), probabilities[:, 1, ESPRESSO]], dim=1)
-
-
-def test_it_knows_the_photographs(net, photographs):
-    ((cat, espresso),) = confidences(net, inputs(photographs)).tolist()
-    assert cat > 0.9 and espresso > 0.9
+def confidences(net: nn.Module, images: list[np.ndarray]) -> list[float]:
+    """The probabilities that each in turn shows a cat, and an espresso."""
+    probabilities = net(inputs(images)).softmax(dim=1)
+    return [(one[ESPRESSO] if i % 2 else one[CATS].sum()).item() for i, one in enumerate(probabilities)]
 
 
 def test_it_is_the_less_sure_the_more_severe_the_corruption(net, photographs):
-    clean = confidences(net, inputs(photographs)).mean().item()
+    clean = confidences(net, photographs)
+    assert min(clean) > 0.9  # it knows both
     means = []
     for severity in (1, 3, 5):
-        images = [corrupted(image, name, severity, words_of(str(i), name, severity, 0)) for name in CORRUPTIONS for i, image in enumerate(photographs)]
-        means.append(confidences(net, inputs(images)).mean().item())
-    assert clean > means[0] > means[1] > means[2] and means[2] < 0.5 * clean
+        images = [corrupted(photographs[i % 2], name, severity, words_of("photograph", name, severity, 0)) for i, name in enumerate(CORRUPTIONS)]
+        means.append(np.mean(confidences(net, images)))
+    assert np.mean(clean) > means[0] > means[1] > means[2] and means[2] < 0.5 * np.mean(clean)
 
 
 def test_attacks_that_no_eye_sees_take_its_confidence_away(net, photographs):
