@@ -72,28 +72,27 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
 
 
 def evaluate(cfg: config.Config, rank) -> int:
-    """Evaluate given weights, fused, and print one line of accuracies. The exit code."""
+    """Evaluate given weights, fused, and print a line of accuracies for each set of images. The exit code."""
     import datasets
     import engine
     import utils
+    from robustness import evaluation, sets
     from run import checkpoint, compiling, hardware, network
     from run.folder import choose_folder, find_checkpoint
 
-    amp_dtype = hardware.pick_amp(cfg.amp, rank.device)
+    amp_dtype = hardware.pick_amp(evaluation.precision(cfg), rank.device)
     memory_format = hardware.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
-    _, images = datasets.open_images(cfg)
+    suite = sets.open_suite(cfg)
     folder = choose_folder(cfg)
     source = find_checkpoint(cfg, folder, rank)
-    saved = checkpoint.read_for_evaluation(cfg, source, datasets.facts(cfg, images.classes)) if source else None
+    saved = checkpoint.read_for_evaluation(cfg, source, datasets.facts(cfg, suite.classes)) if source else None
     has_dist_head = any("dist" in name for name in saved) if saved else cfg.distillation != "none"
-    net = network.build(cfg, len(images.classes), distillation=has_dist_head)
+    net = network.build(cfg, len(suite.classes), distillation=has_dist_head)
     if saved:
         checkpoint.load_weights(net, saved, where=source)
     net = utils.replace_batchnorm(net.eval()).to(rank.device, memory_format=memory_format)
     parts = engine.EvalParts(amp_dtype=amp_dtype, memory_format=memory_format, rank=rank, compiler=compiling.build_compiler(cfg, rank))
-    loader = datasets.build_val_loader(cfg, images, rank, folder if folder.is_dir() else None)
-    engine.prepare_evaluation(parts, net, shape=loader.shape(cfg.input_size))
-    engine.report(net, loader, parts, classes=images.classes, report=cfg.report)
+    evaluation.evaluate_suite(cfg, suite, net, parts, folder=folder if folder.is_dir() else None, weights=source)
     return 0
 
 

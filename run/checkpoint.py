@@ -246,7 +246,8 @@ FREE_SETTINGS = {
     "checkpoint_steps", "checkpoint_minutes", "allow_config_change", "eval", "use_ema", "report", "pretrained", "finetune", "teacher_min_acc1",
     "teacher_path", "teacher_labels", "teacher_labels_mode", "data_path", "num_workers", "pin_mem", "model_ema_force_cpu", "on_full_disk",
     "compile", "compile_mode", "full_disk_minutes", "max_bad_images", "skip_bad_images", "on_nonfinite", "max_skipped_steps",
-    "data_format", "data_cache", "data_cache_gb", "class_map", "classes",
+    "data_format", "data_cache", "data_cache_gb", "class_map", "classes", "inc_path", "ina_path", "inr_path", "insk_path", "inv2_path",
+    "real_labels", "fgsm_test", "pgd_test",
 }  # fmt: skip
 
 

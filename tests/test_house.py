@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "engine": "utils run loading losses",
     "distillation": "utils run loading model datasets engine",
     "deployment": "utils run loading sources datasets engine",
+    "robustness": "utils run loading sources datasets engine",
     "reporting": "run loading model",
     "measuring": "utils run model deployment reporting",
     "publishing": "run model deployment measuring",

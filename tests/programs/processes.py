@@ -16,6 +16,7 @@ import torch
 
 from distillation import labelling  # noqa: F401  (imported here, once for all)
 from run import command
+from tests.programs import colours  # noqa: F401  (registers a model)
 
 
 def free_port() -> int:
