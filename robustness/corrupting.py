@@ -45,7 +45,7 @@ def _package():
     try:
         import imagecorruptions
     except ImportError as error:
-        raise InputError(f"corruptions are made by imagecorruptions-imaug ({error}): pip install -r requirements-robustness.txt") from error
+        raise InputError(f"corruptions are made by imagecorruptions-imaug ({error}): pip install -r requirements-robustness.txt, then pip install --no-deps imagecorruptions-imaug") from error
     return imagecorruptions
 
 
