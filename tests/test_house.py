@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "distillation": "utils run loading model datasets engine",
     "deployment": "utils run loading sources datasets engine",
     "reporting": "run loading model",
-    "measuring": "utils run model deployment reporting",
+    "measuring": "utils run model loading losses engine distillation deployment reporting",
+    "preflight": "utils run loading model losses datasets engine distillation measuring",
     "publishing": "run model deployment measuring",
     "detection": "utils run model loading",
 }
