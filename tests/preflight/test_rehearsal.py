@@ -58,7 +58,15 @@ def test_all_faults_are_told_a_line_each(digits_folder, tmp_path, teacher):
     faults = faults_of(*flags, *as_teacher(damaged), f"--output_dir={tmp_path / 'file' / 'run'}")
     if torch.cuda.is_available():
         faults = [fault for fault in faults if "--device" not in fault] + ["--device"]
-    words = ["nowhere is no folder", "--output_dir", "--model recnext_m is no model", "--opt adamq is no optimiser", "--aa rand-x is no policy", "teacher.pth", "--device"]
+    words = [
+        "nowhere is no folder",
+        "--output_dir",
+        "--model recnext_m is no model",
+        "--opt adamq is no optimiser",
+        "--aa rand-x is no policy",
+        "teacher.pth",
+        "--device",
+    ]
     assert len(faults) == len(words) and not any("\n" in fault for fault in faults)
     assert [word for word in words if not any(word in fault for fault in faults)] == []
 
