@@ -18,7 +18,7 @@ from loading import augment
 from loading.images import Images
 from loading.loaders import TrainLoader
 from preflight import cost, images, room
-from run import checkpoint, hardware, network, optim
+from run import checkpoint, hardware, network, optim, records
 from run.checkpoint import TrainState
 from run.compiling import no_compiler
 from run.config import Config
@@ -103,6 +103,9 @@ class _Training(_Rehearsal):
         with self.faults.looking(), contextlib.ExitStack() as held:
             claim_folder(cfg, self.alone, held)
         with self.faults.looking():
+            if cfg.project:
+                records.import_wandb()
+        with self.faults.looking():
             return find_checkpoint(cfg, folder, self.alone)
         return None
 
@@ -125,10 +128,12 @@ class _Training(_Rehearsal):
             optim.build_optimizer(cfg, nn.Linear(1, 1) if net is None else net, cfg.batch_size)  # also where there is no network
             if net is not None:
                 state = build_state(cfg, self.laid_out(net), self.alone, no_compiler, global_batch=loader.global_batch if loader else cfg.recipe_batch)
-        if source and state is not None and self.train is not None and loader is not None:
-            run = {"global_batch": loader.global_batch, "num_images": len(self.train), "class_names": self.train.classes}
-            with self.faults.looking():
+        with self.faults.looking():
+            if source and state is not None and loader is not None:
+                run = {"global_batch": loader.global_batch, "num_images": len(self.train), "class_names": self.train.classes}
                 checkpoint.resume(cfg, state, source, run=run, rank=self.alone)
+            elif source:
+                checkpoint.position(source)
         if state is not None and loader is not None:
             engine.announce(cfg, state, loader, self.rank)
         losses.build_criterion(cfg)

@@ -54,7 +54,7 @@ def test_all_faults_are_told_a_line_each(digits_folder, tmp_path, teacher):
     (tmp_path / "file").write_text("")
     damaged = tmp_path / "teacher.pth"
     damaged.write_bytes(teacher.read_bytes()[:-3000])
-    flags = [*SHORT_RUN, f"--data-path={tmp_path / 'nowhere'}", "--model=recnext_m", "--opt=adamq", "--aa=rand-x", "--device=cuda:7"]
+    flags = [*SHORT_RUN, f"--data-path={tmp_path / 'nowhere'}", "--model=recnext_m", "--opt=adamq", "--aa=rand-x", "--device=cuda:7", "--resume=no.pth"]
     faults = faults_of(*flags, *as_teacher(damaged), f"--output_dir={tmp_path / 'file' / 'run'}")
     if torch.cuda.is_available():
         faults = [fault for fault in faults if "--device" not in fault] + ["--device"]
@@ -65,6 +65,7 @@ def test_all_faults_are_told_a_line_each(digits_folder, tmp_path, teacher):
         "--opt adamq is no optimiser",
         "--aa rand-x is no policy",
         "teacher.pth",
+        "no.pth: there is no such file",
         "--device",
     ]
     assert len(faults) == len(words) and not any("\n" in fault for fault in faults)
