@@ -9,6 +9,7 @@ import time
 import torch
 
 from distillation.teacher import NoTeacher, Teacher
+from engine import clock
 from loading.batches import Batch
 from loading.keys import build_plan
 from loading.loaders import TrainLoader, count_cores, count_workers
@@ -157,4 +158,5 @@ def say_hours(cfg: Config, loader: TrainLoader, rank: Rank, costs: list[tuple[in
     log.info("loading: a view takes %.2f ms of a core, so %d loader processes make %.0f views/s", 1e3 * view_s, workers, workers / view_s)
     place = f"{rank.world_size} of {rank.device}" if rank.world_size > 1 else str(rank.device)
     limit = ", limited by the loader" if is_limited else ""
-    log.info("about %.3g hours on %s for %d epochs, %d views%s; at 1000 views/s %.3g", total_s / 3600, place, num_epochs, num_views, limit, num_views / 3.6e6)
+    took, at_1000 = clock(total_s), clock(num_views / 1000)
+    log.info("about %s hours on %s for %d epochs, %d views%s; %s at 1000 views/s", took, place, num_epochs, num_views, limit, at_1000)

@@ -20,7 +20,7 @@ def count(images: Images, split: str) -> None:
     """Say how many images the classes have, and which have few."""
     counts = np.bincount(images.targets, minlength=len(images.classes))
     median = float(np.median(counts))
-    log.info("%s: %d images of %d classes, %d to %d in each, median %g", split, len(images), len(counts), counts.min(), counts.max(), median)
+    log.info("%s: %d to %d images per class, median %g, %d in all", split, counts.min(), counts.max(), median, len(images))
     bound = max(FEW_IMAGES, FEW_SHARE * median) if split == "train" else 1
     few = [i for i in np.argsort(counts, kind="stable").tolist() if counts[i] < bound]
     if few:

@@ -235,4 +235,5 @@ class _Evaluation(_Rehearsal):
         amp_dtype = hardware.pick_amp(self.cfg.amp, self.rank.device)
         with torch.no_grad(), torch.autocast(self.rank.device.type, amp_dtype, enabled=amp_dtype is not None):
             seconds = cost.forward_s(self.laid_out(net).eval(), torch.zeros(cost.SMALL[1], 3, size, size, device=self.rank.device))
-        log.info("about %.3g minutes for the network on %d images on %s", seconds * len(self.val) / self.rank.world_size / 60, len(self.val), self.rank.device)
+        took = engine.clock(seconds * len(self.val) / self.rank.world_size)
+        log.info("about %s hours for the network on %d images on %s", took, len(self.val), self.rank.device)
