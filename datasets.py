@@ -92,9 +92,9 @@ def build_val_loader(cfg: Config, images: Images, rank: Rank, folder: Path | Non
 NUM_TEACHER_IMAGES = 512
 
 
-def build_teacher_loader(cfg: Config, images: Images, rank: Rank) -> ValLoader:
-    """At least 512 validation images, evenly spaced (so of many classes), or all of fewer."""
-    stride = max(1, len(images) // NUM_TEACHER_IMAGES)
+def build_teacher_loader(cfg: Config, images: Images, rank: Rank, num_images: int = NUM_TEACHER_IMAGES) -> ValLoader:
+    """At least so many validation images, evenly spaced (so of many classes), or all of fewer."""
+    stride = max(1, len(images) // num_images)
     return build_val_loader(cfg, images.part(np.arange(0, len(images), stride)), rank)
 
 

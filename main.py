@@ -18,8 +18,9 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
     import utils
     from distillation import labelling
     from loading import augment
-    from run import checkpoint, clipping, compiling, hardware, network, optim, records, signals, watch
+    from run import checkpoint, clipping, compiling, hardware, network, records, signals, watch
     from run.folder import claim_folder, find_checkpoint
+    from run.state import build_state
 
     amp_dtype = hardware.pick_amp(cfg.amp, rank.device)
     memory_format = hardware.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
@@ -34,15 +35,7 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
             checkpoint.load_finetune(net, cfg.finetune)
     net.to(rank.device, memory_format=memory_format)
     compiler = compiling.build_compiler(cfg, rank)
-    optimizer = optim.build_optimizer(cfg, net, loader.global_batch)
-    state = checkpoint.TrainState(
-        ema=optim.build_ema(cfg, net),
-        net=utils.wrap_distributed(compiler(net), rank, accum_steps=cfg.grad_accum_steps),
-        optimizer=optimizer,
-        scheduler=optim.build_scheduler(cfg, optimizer),
-        scaler=hardware.build_scaler(cfg.amp, rank.device),
-        epoch=cfg.start_epoch,
-    )
+    state = build_state(cfg, net, rank, compiler, global_batch=loader.global_batch)
     run = {"global_batch": loader.global_batch, "num_images": len(train_images), "class_names": train_images.classes}
     if source := find_checkpoint(cfg, folder, rank):
         checkpoint.resume(cfg, state, source, run=run, rank=rank)
@@ -101,9 +94,13 @@ def main(argv: list[str]) -> int:
     import utils
     from run import process
 
-    rank = process.start_process(cfg.device, cfg.seed)
+    rank = process.start_process("auto" if cfg.dry_run else cfg.device, cfg.seed, is_alone=cfg.dry_run)
     for note in notes:
         utils.log.info(note)
+    if cfg.dry_run:
+        from preflight.rehearsal import rehearse
+
+        return rehearse(cfg, rank)
     with contextlib.ExitStack() as held:
         exit_code = evaluate(cfg, rank) if cfg.eval else train(cfg, rank, held)
     process.stop_process()

@@ -49,6 +49,7 @@ class Config:
     max_skipped_steps: int = setting(20, "steps in a row that may be left out because they are not finite", at_least=1)
     allow_config_change: bool = setting(False, "resume although the recipe differs from the checkpoint's")
     project: str | None = setting(None, "Weights & Biases project to log to (needs the package wandb)")
+    dry_run: bool = setting(False, "look at all that the run needs, tell every fault, and what a step and the run will cost, and exit; leaves nothing behind")
     # evaluation
     eval: bool = setting(False, "evaluate the weights of --resume or --pretrained, fused, and exit")
     use_ema: bool = setting(False, "evaluate a checkpoint's EMA weights instead of the raw ones")

@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "deployment": "utils run loading sources datasets engine",
     "robustness": "utils run loading sources datasets engine",
     "reporting": "run loading model",
-    "measuring": "utils run model deployment reporting",
+    "measuring": "utils run model loading losses engine distillation deployment reporting",
+    "preflight": "utils run loading model losses datasets engine distillation measuring",
     "publishing": "run model deployment measuring",
     "detection": "utils run model loading",
 }
