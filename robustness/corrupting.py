@@ -45,7 +45,8 @@ def _package():
     try:
         import imagecorruptions
     except ImportError as error:
-        raise InputError(f"corruptions are made by imagecorruptions-imaug ({error}): pip install -r requirements-robustness.txt, then pip install --no-deps imagecorruptions-imaug") from error
+        install = "pip install -r requirements-robustness.txt, then pip install --no-deps imagecorruptions-imaug"
+        raise InputError(f"corruptions are made by imagecorruptions-imaug ({error}): {install}") from error
     return imagecorruptions
 
 
