@@ -1,4 +1,6 @@
-"""The training loop: fit, one epoch, one step, evaluation. Receives every part, builds none."""
+"""The training loop: fit, one epoch, one step, whatever is learnt; and what classification puts into it. Receives every part, builds none.
+
+An epoch is what lies between two evaluations."""
 
 import contextlib
 import csv
@@ -8,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +22,7 @@ from losses import count_correct
 from run import checkpoint, disk
 from run.checkpoint import TrainState
 from run.compiling import Compiler, NoCompiler, no_compiler
-from run.config import Config
+from run.config import Config, RunConfig
 from run.errors import DamagedImages, InputError
 from run.folder import find_checkpoint
 from run.optim import scaled_lr
@@ -45,8 +48,57 @@ class EvalParts:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Parts(EvalParts):
-    """What every training step uses. `mix`, `teacher` and `clip` may be neutral.
+class TrainParts(EvalParts):
+    """What every training step uses, whatever is learnt. `clip` may be neutral. Each task extends it with what it alone knows: how micro-batches
+    come and make losses, how the network is evaluated, and what the logs say of it.
+
+    `bests`: for each best figure in checkpoints, its key in log.txt and the file that holds its weights; the first decides.
+    `first_keys` of log.txt's lines. `log_steps`: steps between lines of train_log.txt; 0: there is none."""
+
+    clip: Callable
+    accum_steps: int = 1
+    freezes_batchnorm: bool = False
+    seed: int = 0
+    log_steps: int = 0
+
+    bests: ClassVar[dict[str, tuple[str, str]]]
+    first_keys: ClassVar[tuple[str, ...]]
+
+    def batches(self, loader, epoch: int, step: int) -> Iterable:
+        """The micro-batches of `epoch` from `step` on."""
+        return loader.batches(epoch, step)
+
+    def inputs(self, batch, epoch: int):
+        """What `outputs` and the loss take of a micro-batch, on the device: tensors in tuples, lists and dicts."""
+        return batch
+
+    def outputs(self, net: nn.Module, inputs):
+        """What the network, training, makes of the `inputs`."""
+        raise NotImplementedError
+
+    def losses(self, net: nn.Module, batch, epoch: int) -> dict[str, Tensor]:
+        """Of a micro-batch the mean `loss` and, for lines of train_log.txt, what it consists of: scalars on the device."""
+        raise NotImplementedError
+
+    def end_epoch(self, epoch: int) -> None:
+        """Told when an epoch is over or left."""
+
+    def evaluate(self, state: TrainState, loader) -> dict:
+        """Figures of the present weights under the keys of log.txt; every process takes part, and gets them."""
+        raise NotImplementedError
+
+    def told(self, record: dict) -> str:
+        """What the console says of an epoch's figures."""
+        raise NotImplementedError
+
+    def told_best(self, best: dict[str, float]) -> str:
+        """What the console says of the run's best figures when it ends."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parts(TrainParts):
+    """Classification's. `mix` and `teacher` may be neutral.
 
     `teacher(images, batch, epoch)` answers for mixed images, and is told by `teacher.end_epoch(epoch)` when an epoch is over or left. On a GPU
     it answers beside the student's forward pass."""
@@ -54,13 +106,47 @@ class Parts(EvalParts):
     criterion: Callable
     teacher: Callable
     mix: Callable
-    clip: Callable
-    accum_steps: int = 1
-    freezes_batchnorm: bool = False
-    seed: int = 0
+
+    bests: ClassVar[dict[str, tuple[str, str]]] = {
+        "best_acc1": ("test_acc1", checkpoint.BEST),
+        "best_ema_acc1": ("test_ema_acc1", checkpoint.BEST_EMA),
+    }
+    first_keys: ClassVar[tuple[str, ...]] = ("train_lr", "train_loss", "test_loss", "test_acc1", "test_acc5", "epoch", "n_parameters")  # the published ones
+
+    def batches(self, loader, epoch: int, step: int) -> Iterable:
+        return loader.batches(epoch, step, prepare=functools.partial(mix_ahead, self, epoch))
+
+    def inputs(self, batch, epoch: int) -> tuple[Tensor, Tensor]:
+        return mixed(self, batch, epoch)
+
+    def outputs(self, net: nn.Module, inputs: tuple[Tensor, Tensor]):
+        with self.autocast(self.rank.device):
+            return net(inputs[0])
+
+    def losses(self, net: nn.Module, batch, epoch: int) -> dict[str, Tensor]:
+        images, targets = inputs = self.inputs(batch, epoch)
+        ask = functools.partial(self.teacher, images, batch, epoch)
+        answer = at_once(ask) if self.compiler.shares_memory else beside(self.rank.device, ask)
+        outputs = self.outputs(net, inputs)
+        with self.autocast(self.rank.device):
+            return {"loss": self.criterion(outputs, targets, answer())}
+
+    def end_epoch(self, epoch: int) -> None:
+        self.teacher.end_epoch(epoch)
+
+    def evaluate(self, state: TrainState, loader: ValLoader) -> dict:
+        return _evaluate_both(state, loader, self)
+
+    def told(self, record: dict) -> str:
+        ema = f"  EMA acc1 {record['test_ema_acc1']:.2f}" if "test_ema_acc1" in record else ""
+        loss, *accuracies = (record[key] for key in ("test_loss", "test_acc1", "test_acc5"))
+        return "test loss {:.4f}  acc1 {:.2f}  acc5 {:.2f}{}  best acc1 {:.2f}".format(loss, *accuracies, ema, record["best_acc1"])
+
+    def told_best(self, best: dict[str, float]) -> str:
+        return f"best acc1 {max(best['best_acc1'], 0.0):.2f}"
 
 
-def start_forward(parts: Parts, epoch: int, step: int) -> None:
+def start_forward(parts: TrainParts, epoch: int, step: int) -> None:
     """Make dropout and stochastic depth functions of (seed, epoch, step, rank), so that a resumed run repeats them."""
     torch.manual_seed(draw_words("step", parts.seed, epoch, step, parts.rank.index)[0] % 2**63)
 
@@ -80,23 +166,23 @@ def mix_ahead(parts: Parts, epoch: int, batch):
     return batch._replace(mixed=mixed(parts, batch, epoch), images=torch.empty(0))
 
 
-def train_step(parts: Parts, state: TrainState, micro_batches: Iterable, *, epoch: int, step: int) -> Tensor:
-    """One optimiser step over `parts.accum_steps` micro-batches (`loading.batches.Batch`); the mean loss, on the device.
+def train_step(parts: TrainParts, state: TrainState, micro_batches: Iterable, *, epoch: int, step: int) -> Tensor:
+    """One optimiser step over `parts.accum_steps` micro-batches of the task's; the mean loss, on the device.
 
     A step that is not finite in some process changes nothing in any but `state.skipped_steps`, and its loss counts as 0."""
     start_forward(parts, epoch, step)
     state.guard.start_step()
     total = torch.zeros((), device=parts.rank.device, dtype=torch.float64)
+    tally = {}
     for i, batch in enumerate(micro_batches):
-        images, targets = mixed(parts, batch, epoch)
-        ask = functools.partial(parts.teacher, images, batch, epoch)
-        answer = at_once(ask) if parts.compiler.shares_memory else beside(parts.rank.device, ask)
         is_last = i == parts.accum_steps - 1
         with contextlib.nullcontext() if is_last or not hasattr(state.net, "no_sync") else state.net.no_sync():
-            with parts.autocast(parts.rank.device):
-                loss = parts.criterion(state.net(images), targets, answer()) / parts.accum_steps
+            losses = parts.losses(state.net, batch, epoch)
+            loss = losses["loss"] / parts.accum_steps
             state.scaler.scale(state.guard.spread(loss)).backward()
         total += loss.detach()
+        if parts.log_steps:
+            tally = {name: tally.get(name, 0.0) + value.detach().double() / parts.accum_steps for name, value in losses.items()}
     state.scaler.unscale_(state.optimizer)
     found_inf = state.guard.found_inf(parts.clip(state.net.parameters()))
     step_unless(found_inf, state.optimizer)
@@ -106,6 +192,9 @@ def train_step(parts: Parts, state: TrainState, micro_batches: Iterable, *, epoc
     if state.ema is not None:
         state.ema.update(unwrap(state.net), found_inf)
     state.skipped_steps = state.skipped_steps + found_inf.long()
+    if parts.log_steps:
+        counted = {**tally, "steps": torch.ones_like(total)}
+        state.tally = {name: state.tally.get(name, 0.0) + value.masked_fill(found_inf.bool(), 0) for name, value in counted.items()}
     return total.masked_fill(found_inf.bool(), 0)
 
 
@@ -208,7 +297,7 @@ def set_train_mode(net: nn.Module, *, freezes_batchnorm: bool) -> None:
 
 
 def train_one_epoch(
-    parts: Parts,
+    parts: TrainParts,
     state: TrainState,
     batches: Iterable,
     *,
@@ -218,11 +307,12 @@ def train_one_epoch(
     images_per_step: int,
     after_step: Callable[[], bool] = lambda: False,
     look: Callable[..., None] = lambda skips, **facts: None,
+    note: Callable[[], None] = lambda: None,
 ) -> dict | None:
     """Train from `state.step` to the epoch's last step; its learning rate, mean loss, counts and rates, or None if stopped before.
 
     `batches` is an iterable over the micro-batches that are left. `after_step` may save, and stops the epoch by returning True; `look` is
-    told of skipped steps (`Watch.look`) at each progress line."""
+    told of skipped steps (`Watch.look`) at each progress line, `note` called every `parts.log_steps` steps."""
     set_train_mode(state.net, freezes_batchnorm=parts.freezes_batchnorm)
     state.optimizer.zero_grad(set_to_none=True)
     meter = Meter(num_steps, images_per_step, epoch, num_epochs, first_step=state.step)
@@ -233,6 +323,8 @@ def train_one_epoch(
         wait_start = time.perf_counter()
         micro_batches = [next(batches) for _ in range(parts.accum_steps)]
         meter.data_wait_s += time.perf_counter() - wait_start
+        state.scheduler.step_update(epoch * num_steps + step)  # schedules by epochs keep their rate
+        lr = state.optimizer.param_groups[0]["lr"]
         loss_sum += train_step(parts, state, micro_batches, epoch=epoch, step=step)
         state.bad_images += sum(len(batch.replaced) for batch in micro_batches)
         state.step = meter.step = step + 1
@@ -241,6 +333,8 @@ def train_one_epoch(
             meter.report(_mean(loss_sum.item(), meter.step - num_skipped), lr)
             look(state.guard.read(), num_skipped=num_skipped, epoch=epoch, lr=lr)
         state.loss_sum = loss_sum
+        if parts.log_steps and (step + 1) % parts.log_steps == 0:
+            note()
         if step + 1 < num_steps and after_step():
             return None
     num_skipped = int(state.skipped_steps)
@@ -256,21 +350,20 @@ def _mean(total: float, count: int) -> float:
 
 
 @torch.no_grad()
-def where_it_begins(parts: Parts, state: TrainState, loader, *, epoch: int, step: int) -> str:
+def where_it_begins(parts: TrainParts, state: TrainState, loader, *, epoch: int, step: int) -> str:
     """In words, what is first not to be finite in that step, whose forward pass all processes run again with the present weights.
 
     For a run that stops or goes back: this leaves the loader's epoch, and BatchNorm's statistics as the pass makes them."""
     net = unwrap(state.net)
-    images = [mixed(parts, batch, epoch)[0] for _, batch in zip(range(parts.accum_steps), loader.batches(epoch, step), strict=False)]
+    inputs = [parts.inputs(batch, epoch) for _, batch in zip(range(parts.accum_steps), loader.batches(epoch, step), strict=False)]
 
     def forward() -> None:
         set_train_mode(net, freezes_batchnorm=parts.freezes_batchnorm)
         start_forward(parts, epoch, step)
-        for one in images:
-            with parts.autocast(parts.rank.device):
-                net(one)
+        for one in inputs:
+            parts.outputs(net, one)
 
-    found = "its images are not finite" if first_nonfinite(tensors_of(images)) is not None else first_nonfinite_in(net, forward)
+    found = "its images are not finite" if first_nonfinite(tensors_of(inputs)) is not None else first_nonfinite_in(net, forward)
     found = [f"in process {i}, {text}" if parts.rank.world_size > 1 else text for i, text in enumerate(gather_objects(found, parts.rank)) if text]
     return found[0] if found else "run again, every module's output is finite: the loss, the gradients or weights that have changed since"
 
@@ -338,9 +431,6 @@ def _evaluate_both(state: TrainState, loader: ValLoader, parts: Parts) -> dict:
     return result | {"test_bad_images": loader.damage.num_skipped}
 
 
-PUBLISHED_KEYS = ("train_lr", "train_loss", "test_loss", "test_acc1", "test_acc5", "epoch", "n_parameters")
-
-
 class Saver:
     """Writes a run's checkpoints: before the first step, after every epoch, and inside epochs as often as asked for or when the run is
     told to stop. The best weights are replaced by better ones alone, also where a run goes on from before they were found.
@@ -348,15 +438,16 @@ class Saver:
     `source`: the checkpoint that the run continues."""
 
     def __init__(
-        self, cfg: Config, parts: Parts, state: TrainState, *, folder: Path, source: str | None, facts: dict, run: dict, stop: StopRequest, watch: Watch
+        self, cfg: RunConfig, parts: TrainParts, state: TrainState, *, folder: Path, source: str | None, facts: dict, run: dict, stop: StopRequest, watch: Watch
     ):
         self.cfg, self.parts, self.state, self.source = cfg, parts, state, source
         self.folder, self.facts, self.run, self.stop, self.watch = folder, facts, run, stop, watch
         self.full_disk = disk.FullDisk(cfg, parts.rank)
         self.metrics = {}
-        bests = {checkpoint.BEST: "test_acc1", checkpoint.BEST_EMA: "test_ema_acc1"} if parts.rank.is_main else {}
+        bests = {name: key for key, name in parts.bests.values()} if parts.rank.is_main else {}
         self.held = {name: (key, checkpoint.held_accuracy(folder / name, key)) for name, key in bests.items()}
         self.last_save = time.perf_counter()
+        self.last_line = state.step, self.last_save  # of train_log.txt: after which step, and when
         self.agreement = Agreement(parts.rank)
 
     def before_training(self) -> None:
@@ -380,7 +471,7 @@ class Saver:
         try:
             yield
         except DamagedImages:
-            self.parts.teacher.end_epoch(self.state.epoch)
+            self.parts.end_epoch(self.state.epoch)
             with contextlib.suppress(NotFinite):  # then the checkpoint before is the one to go on from
                 self._write([checkpoint.LAST])
             raise
@@ -402,6 +493,21 @@ class Saver:
         """Append an epoch's numbers to the run's log."""
         self.full_disk.write(lambda: run_records.write(record))
 
+    def write_steps(self, run_records) -> None:
+        """Append a line of training to train_log.txt: means over all processes and the steps since the last line, and seconds per step."""
+        state, now = self.state, time.perf_counter()
+        sums = dict(zip(state.tally, all_sum(torch.stack(list(state.tally.values()))).tolist(), strict=True))
+        num_steps = sums.pop("steps")
+        means = {name: _mean(value, num_steps) for name, value in sums.items()}
+        place = {"mode": "train", "epoch": state.epoch + 1, "iter": state.step, "lr": state.optimizer.param_groups[0]["lr"]}
+        step_s = (now - self.last_line[1]) / max(1, state.step - self.last_line[0])
+        state.tally, self.last_line = {}, (state.step, now)
+        self.write_line(run_records, {**place, **means, "time": step_s})
+
+    def write_line(self, run_records, line: dict) -> None:
+        """Append a line to train_log.txt."""
+        self.full_disk.write(lambda: run_records.write_line(line))
+
     def after_epoch(self, record: dict) -> bool:
         """Save; whether any process was asked to stop."""
         self.metrics = record
@@ -417,7 +523,7 @@ class Saver:
         """Continue from the newest sound checkpoint in the run's folder, and return its path; None where there is none."""
         source = find_checkpoint(dataclasses.replace(self.cfg, resume="auto", eval=False), self.folder, self.parts.rank)
         if source is not None:
-            self.state.loss_sum, self.state.skipped_steps, self.state.bad_images = 0.0, 0, 0
+            self.state.forget_step()
             checkpoint.resume(self.cfg, self.state, source, run=self.run, rank=self.parts.rank)
             self.state.guard.forget()
             self.watch.start()
@@ -425,7 +531,7 @@ class Saver:
         return source
 
 
-def fit(cfg: Config, parts: Parts, state: TrainState, loader, val_loader: ValLoader, *, run_records, saver: Saver) -> bool:
+def fit(cfg: RunConfig, parts: TrainParts, state: TrainState, loader, val_loader, *, run_records, saver: Saver) -> bool:
     """Train from `state` to the recipe's last epoch; after each one evaluate, write a record, save. False if told to stop before.
 
     InputError where too much is not finite to go on, see --on-nonfinite."""
@@ -435,49 +541,53 @@ def fit(cfg: Config, parts: Parts, state: TrainState, loader, val_loader: ValLoa
         try:
             must_stop = _fit_epoch(cfg, parts, state, loader, val_loader, run_records=run_records, saver=saver)
         except NotFinite as trouble:
-            parts.teacher.end_epoch(epoch)
+            parts.end_epoch(epoch)
             _go_back(trouble, parts, state, loader, saver=saver)
-            saver.full_disk.write(lambda: run_records.rewind(state.epoch))
+            saver.full_disk.write(lambda: run_records.rewind(state.epoch, state.step))
             continue
         if must_stop and state.epoch < cfg.epochs:
             log.warning("told to stop: saved after %sepoch %d; continue with --resume auto", f"step {state.step} of " if state.step else "", epoch)
             return False
     run_records.close()
-    log.info("done: %s, best acc1 %.2f", saver.folder, max(state.best_acc1, 0.0))
+    log.info("done: %s, %s", saver.folder, parts.told_best(state.best))
     return True
 
 
-def _fit_epoch(cfg: Config, parts: Parts, state: TrainState, loader, val_loader: ValLoader, *, run_records, saver: Saver) -> bool:
+def _fit_epoch(cfg: RunConfig, parts: TrainParts, state: TrainState, loader, val_loader, *, run_records, saver: Saver) -> bool:
     """Train what is left of an epoch, evaluate, write its record, save; whether the run was told to stop, and where `state` has it then."""
     epoch = state.epoch
+    saver.last_line = state.step, time.perf_counter()
     trained = train_one_epoch(
         parts,
         state,
-        loader.batches(epoch, state.step, prepare=functools.partial(mix_ahead, parts, epoch)),
+        parts.batches(loader, epoch, state.step),
         epoch=epoch,
         num_epochs=cfg.epochs,
         num_steps=loader.num_steps,
         images_per_step=loader.global_batch,
         after_step=saver.after_step,
         look=saver.watch.look,
+        note=lambda: saver.write_steps(run_records),
     )
-    parts.teacher.end_epoch(epoch)
+    parts.end_epoch(epoch)
     if trained is None:
         return True
     eval_start = time.perf_counter()
-    tested = _evaluate_both(state, val_loader, parts)
-    saver.watch.end_epoch(parts.rank, epoch=epoch, num_steps=loader.num_steps, test_loss=tested["test_loss"])
+    tested = parts.evaluate(state, val_loader)
+    saver.watch.end_epoch(parts.rank, epoch=epoch, num_steps=loader.num_steps, test_loss=tested.get("test_loss", 0.0))
     state.end_epoch()
-    state.scheduler.step(epoch, tested["test_acc1"])
-    _keep_best(state, tested)
-    record = _record(state, epoch, trained, tested, eval_s=time.perf_counter() - eval_start)
+    state.scheduler.step(epoch, tested[next(iter(parts.bests.values()))[0]])
+    _keep_best(parts, state, tested)
+    record = _record(parts, state, epoch, trained, tested, eval_s=time.perf_counter() - eval_start)
     saver.write_record(run_records, record)
+    if parts.log_steps:
+        saver.write_line(run_records, {"mode": "val", "epoch": epoch + 1, "lr": trained["train_lr"], **tested})
     must_stop = saver.after_epoch(record)
-    _log_epoch(record)
+    log.info("epoch %d  %s", epoch, parts.told(record))
     return must_stop
 
 
-def _go_back(trouble: NotFinite, parts: Parts, state: TrainState, loader, *, saver: Saver) -> None:
+def _go_back(trouble: NotFinite, parts: TrainParts, state: TrainState, loader, *, saver: Saver) -> None:
     """Continue from the newest sound checkpoint; InputError, which tells all, where the run may not, or there is none."""
     begin = where_it_begins(parts, state, loader, epoch=trouble.epoch, step=trouble.step)
     lr = state.optimizer.param_groups[0]["lr"]
@@ -488,28 +598,17 @@ def _go_back(trouble: NotFinite, parts: Parts, state: TrainState, loader, *, sav
     log.warning("%s. Going back to %s, epoch %d, step %d", message, source, state.epoch, state.step)
 
 
-def _record(state: TrainState, epoch: int, trained: dict, tested: dict, *, eval_s: float) -> dict:
-    """One epoch's line of log.txt: the published keys first."""
+def _record(parts: TrainParts, state: TrainState, epoch: int, trained: dict, tested: dict, *, eval_s: float) -> dict:
+    """One epoch's line of log.txt: the task's first keys first."""
     n_parameters = sum(p.numel() for p in state.net.parameters() if p.requires_grad)
-    best = {"best_acc1": state.best_acc1} | ({"best_ema_acc1": state.best_ema_acc1} if state.ema is not None else {})
+    best = {name: state.best[name] for name, (key, _) in parts.bests.items() if key in tested}
     found = {**trained, **tested, **best, "epoch": epoch, "n_parameters": n_parameters, "eval_s": eval_s}
-    return {key: found[key] for key in (*PUBLISHED_KEYS, *tested, *best, *trained, "eval_s")}
+    return {key: found[key] for key in (*parts.first_keys, *tested, *best, *trained, "eval_s")}
 
 
-def _log_epoch(record: dict) -> None:
-    ema = f"  EMA acc1 {record['test_ema_acc1']:.2f}" if "test_ema_acc1" in record else ""
-    log.info(
-        "epoch %d  test loss %.4f  acc1 %.2f  acc5 %.2f%s  best acc1 %.2f",
-        *(record[key] for key in ("epoch", "test_loss", "test_acc1", "test_acc5")),
-        ema,
-        record["best_acc1"],
-    )
-
-
-def _keep_best(state: TrainState, tested: dict) -> None:
-    """Remember this epoch's raw and EMA accuracies where they are the best so far."""
-    state.best_acc1 = max(state.best_acc1, tested["test_acc1"])
-    state.best_ema_acc1 = max(state.best_ema_acc1, tested.get("test_ema_acc1", -1.0))
+def _keep_best(parts: TrainParts, state: TrainState, tested: dict) -> None:
+    """Remember this epoch's figures where they are the best so far."""
+    state.best |= {name: max(state.best.get(name, -1.0), tested.get(key, -1.0)) for name, (key, _) in parts.bests.items()}
 
 
 def announce(cfg: Config, state: TrainState, loader, rank: Rank) -> None:

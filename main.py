@@ -35,7 +35,7 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
             checkpoint.load_finetune(net, cfg.finetune)
     net.to(rank.device, memory_format=memory_format)
     compiler = compiling.build_compiler(cfg, rank)
-    state = build_state(cfg, net, rank, compiler, global_batch=loader.global_batch)
+    state = build_state(cfg, net, rank, compiler, global_batch=loader.global_batch, bests=engine.Parts.bests)
     run = {"global_batch": loader.global_batch, "num_images": len(train_images), "class_names": train_images.classes}
     if source := find_checkpoint(cfg, folder, rank):
         checkpoint.resume(cfg, state, source, run=run, rank=rank)

@@ -4,8 +4,10 @@ A step's batch is a function of (data seed, epoch, step) alone, whatever the pro
 orientation and are padded to one size, and the random words of each, which also choose among its anchors and proposals, come from its
 position in the epoch. Processes and accumulation decide only who computes which part of it."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +18,12 @@ from torchvision.transforms import InterpolationMode
 
 from detection.coco import CocoData
 from loading import augment, decoding, pixels
+from loading.damage import TrainingDamage, ValidationDamage
 from loading.images import open_file, read_file
 from loading.keys import draw_words
+from loading.loaders import SHARE_EVERY, received
 from loading.transfer import prefetched
-from run.errors import InputError
+from run.errors import DamagedImage, InputError
 from utils import Rank, log
 
 MAX_SIZE = (1333, 800)  # long and short side, in pixels
@@ -29,7 +33,8 @@ DIVISOR = 32  # of padded sizes
 class Batch(NamedTuple):
     """Images of a step, or of a part of it, as a detector takes them; of an evaluation without targets and words.
 
-    images (B, 3, H, W), normalised, zero in the padding; sizes (height, width) without it, and as the files are; indices in the data set."""
+    images (B, 3, H, W), normalised, zero in the padding; sizes (height, width) without it, and as the files are; indices in the data set.
+    `replaced` are the places of those that stand in for others; `damaged` names files that cannot be read, and why."""
 
     images: Tensor
     sizes: list[tuple[int, int]]
@@ -37,6 +42,8 @@ class Batch(NamedTuple):
     indices: list[int]
     targets: list[dict[str, Tensor]] | None = None
     words: list[tuple[int, ...]] | None = None
+    replaced: tuple[int, ...] = ()
+    damaged: tuple[tuple[str, str], ...] = ()
 
 
 def fitted(height: int, width: int, max_size: tuple[int, int]) -> tuple[int, int]:
@@ -92,6 +99,15 @@ class StepPlan:
     def words(self, epoch: int, position: int) -> tuple[int, ...]:
         """Random words of the image at `position`: for its anchors, its proposals, its flip, and one to spare."""
         return draw_words("detection image", self.data_seed, epoch, position)
+
+    def replacements(self, epoch: int, position: int, image: int, size: tuple[int, int]) -> Iterator[int]:
+        """Training images that may stand in for `image` at `position`, in keyed order: of its orientation, no larger than the step's padded `size`."""
+        own = self.images[self._is_tall(self.images) == self._is_tall(np.array([image]))[0]]
+        generator = torch.Generator().manual_seed(self.words(epoch, position)[3])
+        for other in own[torch.randperm(len(own), generator=generator).numpy()].tolist():
+            height, width = fitted(*self.data.sizes[other].tolist(), self.max_size)
+            if other != image and height <= size[0] and width <= size[1]:
+                yield other
 
     def size(self, images: np.ndarray) -> tuple[int, int]:
         """Padded height and width of a step's images."""
@@ -167,28 +183,50 @@ def _written(views: list[np.ndarray], size: tuple[int, int]) -> Tensor:
 
 
 class TrainingSet(Dataset):
-    """Batches by `Part`, with uint8 images that `finished` is for."""
+    """Batches by `Part`, with uint8 images that `finished` is for.
 
-    def __init__(self, plan: StepPlan, *, has_masks: bool):
+    `replaces_damaged`: another image stands in for one that cannot be read; else that is an error."""
+
+    def __init__(self, plan: StepPlan, *, has_masks: bool, replaces_damaged: bool = False):
         self.plan = plan
         self.has_masks = has_masks
+        self.replaces_damaged = replaces_damaged
 
     def __len__(self) -> int:
         return len(self.plan.images)
 
+    def _load(self, part: Part, place: int) -> tuple[int, np.ndarray, list[tuple[str, str]]]:
+        """The image at a place of the part: its index and itself, and what is damaged of those that were tried before it."""
+        index, position, damaged = part.images[place], part.positions[place], []
+        for one in itertools.chain([index], self.plan.replacements(part.epoch, position, index, part.size)):
+            try:
+                return one, load_image(self.plan.data, one, self.plan.max_size), damaged
+            except DamagedImage as error:
+                if not self.replaces_damaged:
+                    raise
+                damaged.append((error.name, error.reason))
+        raise InputError(f"no image can stand in for {damaged[0][0]}, which is damaged ({damaged[0][1]}): restore it or take it out of {self.plan.data.path}")
+
     def __getitems__(self, part: Part) -> Batch:
         data, words = self.plan.data, [self.plan.words(part.epoch, position) for position in part.positions]
-        views, targets = [], []
-        for index, (*_, flip_word, _) in zip(part.images, words, strict=True):
-            view, is_flipped = load_image(data, index, self.plan.max_size), bool(flip_word & 1)
+        views, targets, indices, replaced, damaged = [], [], [], [], []
+        for place, (*_, flip_word, _) in enumerate(words):
+            index, view, found = self._load(part, place)
+            is_flipped = bool(flip_word & 1)
             views.append(view[:, ::-1] if is_flipped else view)
             targets.append(load_target(data, index, view.shape[:2], is_flipped=is_flipped, has_masks=self.has_masks))
-        originals = [tuple(data.sizes[index].tolist()) for index in part.images]
-        return Batch(_written(views, part.size), [view.shape[:2] for view in views], originals, part.images, targets, [one[:2] for one in words])
+            indices.append(index)
+            replaced += [place] if found else []
+            damaged += found
+        originals = [tuple(data.sizes[index].tolist()) for index in indices]
+        sizes = [view.shape[:2] for view in views]
+        return Batch(_written(views, part.size), sizes, originals, indices, targets, [one[:2] for one in words], tuple(replaced), tuple(damaged))
 
 
 class ValidationSet(Dataset):
-    """One process's share of the images, each in one process alone and in a batch of its own, so that nothing depends on its neighbours."""
+    """One process's share of the images, each in one process alone and in a batch of its own, so that nothing depends on its neighbours.
+
+    The batch of one that cannot be read holds none, and names it."""
 
     def __init__(self, data: CocoData, rank: Rank, *, max_size: tuple[int, int]):
         self.data = data
@@ -200,7 +238,10 @@ class ValidationSet(Dataset):
 
     def __getitems__(self, places: list[int]) -> Batch:
         (index,) = (self.indices[place] for place in places)
-        view = load_image(self.data, index, self.max_size)
+        try:
+            view = load_image(self.data, index, self.max_size)
+        except DamagedImage as error:
+            return Batch(torch.zeros(0, 3, DIVISOR, DIVISOR, dtype=torch.uint8), [], [], [], damaged=((error.name, error.reason),))
         size = view.shape[:2]
         return Batch(_written([view], padded([size])), [size], [tuple(self.data.sizes[index].tolist())], [index])
 
@@ -225,44 +266,81 @@ def _ready(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
 
 @dataclass(frozen=True)
 class TrainLoader:
-    """Parts of any epoch's steps, from any step on, on the device."""
+    """Parts of any epoch's steps, from any step on, on the device; what is damaged among their images is in `damage`."""
 
     loader: DataLoader
     sampler: StepSampler
     device: torch.device
+    damage: TrainingDamage
 
     @property
     def num_steps(self) -> int:
         """Optimiser steps per epoch."""
         return self.sampler.plan.num_steps
 
+    @property
+    def global_batch(self) -> int:
+        """Images per optimiser step, over all processes."""
+        return self.sampler.plan.batch_size
+
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The process's micro-batches of `epoch` from step `first_step` on."""
+        """The process's micro-batches of `epoch` from step `first_step` on. DamagedImages, in every process, where too many are."""
         self.sampler.start(epoch=epoch, step=first_step)
-        return _ready(iter(self.loader), self.device)
+        return self._watched(_ready(received(iter(self.loader)), self.device), num_batches=len(self.sampler))
+
+    def _watched(self, batches: Iterator[Batch], *, num_batches: int) -> Iterator[Batch]:
+        is_alone = self.damage.rank.world_size == 1
+        for i, batch in enumerate(batches, 1):
+            self.damage.add(batch.damaged)
+            if is_alone or i % SHARE_EVERY == 0 or i == num_batches:
+                self.damage.report()
+            yield batch
 
 
 @dataclass(frozen=True)
 class ValLoader:
-    """Each image of the process's share, on the device."""
+    """Each image of the process's share, on the device; those that are damaged are in `damage`."""
 
     loader: DataLoader
     device: torch.device
+    damage: ValidationDamage
 
     def __iter__(self) -> Iterator[Batch]:
-        return _ready(iter(self.loader), self.device)
+        """A pass. Every process takes part to its end, where DamagedImages names what is damaged unless it is to be left out."""
+        num_damaged = 0
+        for batch in _ready(received(iter(self.loader)), self.device):
+            self.damage.add(batch.damaged)
+            num_damaged += len(batch.damaged)
+            if batch.indices:
+                yield batch
+        self.damage.end_pass(num_damaged)
 
     def __len__(self) -> int:
         return len(self.loader)
 
 
-def build_train_loader(plan: StepPlan, rank: Rank, *, has_masks: bool, settings: dict, accum_steps: int = 1) -> TrainLoader:
-    """The training data in keyed order; `settings` of the DataLoader are those of `loading.loaders.loader_settings`."""
+def build_train_loader(
+    plan: StepPlan, rank: Rank, *, has_masks: bool, settings: dict, accum_steps: int = 1, max_bad_images: int = 0, list_path: Path | None = None
+) -> TrainLoader:
+    """The training data in keyed order; `settings` of the DataLoader are those of `loading.loaders.loader_settings`.
+
+    `max_bad_images`: so many that are damaged are borne, others standing in for them; `list_path` gets the list of them where it is long."""
     sampler = StepSampler(plan, accum_steps=accum_steps, rank=rank.index, world_size=rank.world_size)
     log.info("training images %d of %d  steps %d of %d images", len(plan.images), len(plan.data), plan.num_steps, plan.batch_size)
-    return TrainLoader(DataLoader(TrainingSet(plan, has_masks=has_masks), batch_sampler=sampler, **settings), sampler, rank.device)
+    dataset = TrainingSet(plan, has_masks=has_masks, replaces_damaged=max_bad_images > 0)
+    damage = TrainingDamage(rank, list_path, limit=max_bad_images, others="others of its shape")
+    return TrainLoader(DataLoader(dataset, batch_sampler=sampler, **settings), sampler, rank.device, damage)
 
 
-def build_val_loader(data: CocoData, rank: Rank, *, settings: dict, max_size: tuple[int, int] = MAX_SIZE) -> ValLoader:
-    """Each image once, over all processes."""
-    return ValLoader(DataLoader(ValidationSet(data, rank, max_size=max_size), batch_size=1, **settings), rank.device)
+def build_val_loader(
+    data: CocoData,
+    rank: Rank,
+    *,
+    settings: dict,
+    max_size: tuple[int, int] = MAX_SIZE,
+    skips_damaged: bool = False,
+    list_path: Path | None = None,
+) -> ValLoader:
+    """Each image once, over all processes; `skips_damaged`: without those that cannot be read, else that is an error."""
+    damage = ValidationDamage(rank, list_path, num_images=len(data), is_skipped=skips_damaged)
+    return ValLoader(DataLoader(ValidationSet(data, rank, max_size=max_size), batch_size=1, **settings), rank.device, damage)

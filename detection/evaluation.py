@@ -4,7 +4,7 @@ Each process makes the entries of its share of the images; gathered from all (`u
 
 import contextlib
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ METRICS = {"mAP": 0, "mAP_50": 1, "mAP_75": 2, "mAP_s": 3, "mAP_m": 4, "mAP_l": 
 
 
 @torch.no_grad()
-def detect(net: nn.Module, batches: Iterable[Batch], data: CocoData) -> list[dict]:
+def detect(net: nn.Module, batches: Iterable[Batch], data: CocoData, *, after_image: Callable[[], None] = lambda: None) -> list[dict]:
     """COCO's entries of what `net` finds, in coordinates of the images as they are; `net` is left in evaluation mode."""
     net.eval()
     entries = []
@@ -26,6 +26,7 @@ def detect(net: nn.Module, batches: Iterable[Batch], data: CocoData) -> list[dic
         found = net(batch.images, batch.sizes)
         for index, one, size, original_size in zip(batch.indices, found, batch.sizes, batch.original_sizes, strict=True):
             entries += coco_entries(restored(one, size, original_size), data, index)
+            after_image()
     return entries
 
 
@@ -47,21 +48,28 @@ def coco_entries(detection: dict[str, torch.Tensor], data: CocoData, index: int)
     return entries
 
 
-def evaluate(data: CocoData, entries: list[dict], metrics: tuple[str, ...] = ("bbox",)) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+def evaluate(
+    data: CocoData, entries: list[dict], metrics: tuple[str, ...] = ("bbox",), *, left_out: Collection[str] = ()
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Average precision of the `entries` of all processes, by published name (`bbox_mAP`, `segm_mAP_50`, ...), and per class.
 
-    Fractions of 1; -1 where the data has no object of that size. The second is by metric and class name. InputError where
+    Fractions of 1; -1 where the data has no object of that size; 0 where nothing was found at all. The second is by metric and class name. `left_out`: files of
+    images that do not count. InputError where
     faster-coco-eval is missing."""
     mask_api()
     from faster_coco_eval import COCO, COCOeval_faster
 
     figures, per_class = {}, {}
+    if not entries:  # which faster-coco-eval does not take
+        empty = dict.fromkeys(data.class_names, 0.0)
+        return {f"{metric}_{name}": 0.0 for metric in metrics for name in METRICS}, dict.fromkeys(metrics, empty)
     truth = COCO(_complete(parse(data.path)))
     for metric in metrics:
         # Copies, for they are added to; masks are counted small or large by their own area, not their box's.
         scored = [{key: value for key, value in one.items() if metric != "segm" or key != "bbox"} for one in entries]
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation = COCOeval_faster(truth, truth.loadRes(scored), metric)
+            evaluation.params.imgIds = [int(key) for i, key in enumerate(data.image_ids) if data.file(i) not in left_out]
             evaluation.run()
         figures |= {f"{metric}_{name}": round(float(evaluation.stats[place]), 6) for name, place in METRICS.items()}
         per_class[metric] = _per_class(evaluation, data)

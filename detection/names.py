@@ -86,6 +86,17 @@ def load(net: nn.Module, saved: dict, *, where: str) -> None:
     checkpoint.load_weights(net, from_published(net, state) if is_published(state) else state, where=where)
 
 
+def load_finetune(net: nn.Module, source: str) -> None:
+    """Load what fits of a detector's checkpoint, ours or a published one; heads of other classes are dropped, which the log says."""
+    checkpoint.load_finetune(net, source, convert=lambda state: from_published(net, state) if is_published(state) else state)
+
+
+def num_channels(saved: dict, *, where: str) -> int:
+    """Channels of the pyramid of the detector in a checkpoint, ours or published."""
+    state = checkpoint.weights(saved, where=where)
+    return next(len(state[name]) for name in ("backbone.fpn.layer_blocks.0.0.bias", "neck.fpn_convs.0.conv.bias") if name in state)
+
+
 def num_classes(saved: dict, *, where: str) -> int | None:
     """Number of classes of the detector in a checkpoint, ours or published; None where it holds no head that tells."""
     state = checkpoint.weights(saved, where=where)

@@ -9,14 +9,13 @@ from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import resize_boxes
 
+from detection.config import DETECTORS
 from detection.pyramid import build_backbone
 from detection.rcnn import RCNN
 from detection.retinanet import RetinaNet
 from run import checkpoint
 from run.errors import InputError
 from utils import all_sum, log
-
-DETECTORS = ("mask_rcnn", "faster_rcnn", "retinanet")
 
 
 def build(detector: str, backbone: str, num_classes: int, *, channels: int = 256, rois_per_image: int = 512, pretrained: bool = False) -> nn.Module:

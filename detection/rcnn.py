@@ -147,7 +147,8 @@ class Heads(RoIHeads):
             self.mask_roi_pool = AlignedRoIAlign(MASK_SIZE // 2, strides)
             self.mask_head = MaskRCNNHeads(chs, (chs,) * 4, 1)
             self.mask_predictor = MaskRCNNPredictor(chs, chs, 1 + num_classes)
-            nn.init.zeros_(self.mask_predictor.mask_fcn_logits.weight[:1])  # the background's, as in `BoxPredictor`
+            for parameter in self.mask_predictor.mask_fcn_logits.parameters():
+                nn.init.zeros_(parameter[:1])  # the background's, as in `BoxPredictor`
 
     def _masks(self, features: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]) -> Tensor:
         return self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, sizes))).float()

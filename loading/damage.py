@@ -52,16 +52,16 @@ class Damage:
 
 
 class TrainingDamage(Damage):
-    """Damaged training images, for which others stand in: each file warned of once, and an error where there are more than `limit`."""
+    """Damaged training images, for which `others` stand in: each file warned of once, and an error where there are more than `limit`."""
 
-    def __init__(self, rank: Rank, list_path: Path | None, *, limit: int):
+    def __init__(self, rank: Rank, list_path: Path | None, *, limit: int, others: str = "others of its class"):
         super().__init__(rank, list_path)
-        self.limit = limit
+        self.limit, self.others = limit, others
 
     def report(self) -> None:
         """Warn of what was found since the last call; DamagedImages, in every process, where that is too much."""
         for name, reason in self.share().items():
-            log.warning("damaged: %s cannot be read as an image (%s); others of its class stand in for it", name, reason)
+            log.warning("damaged: %s cannot be read as an image (%s); %s stand in for it", name, reason, self.others)
         if len(self.reasons) > self.limit:
             raise DamagedImages(
                 f"{len(self.reasons)} training images are damaged, more than --max-bad-images {self.limit}: restore them (tools/check_images.py "

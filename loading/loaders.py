@@ -17,7 +17,7 @@ from loading.batches import PREFETCH, Batch
 from loading.damage import TrainingDamage, ValidationDamage
 from loading.keys import KeyedBatchSampler, Plan
 from loading.transfer import prefetched
-from run.config import Config
+from run.config import RunConfig
 from utils import Rank, log
 
 
@@ -54,7 +54,7 @@ def _ready(
         yield batch
 
 
-def _received(batches: Iterator[Batch]) -> Iterator[Batch]:
+def received(batches: Iterator[Batch]) -> Iterator[Batch]:
     """The batches of loader processes; where one died while its batch was fetched, the error with which torch tells so elsewhere."""
     try:
         yield from batches
@@ -96,7 +96,7 @@ class TrainLoader:
 
         `prepare` is what else is done to each; on a GPU while the one before is in use."""
         self.sampler.start(epoch=epoch, step=first_step)
-        return self._watched(_received(iter(self.loader)), num_batches=len(self.sampler), prepare=prepare)
+        return self._watched(received(iter(self.loader)), num_batches=len(self.sampler), prepare=prepare)
 
     def _watched(self, batches: Iterator[Batch], *, num_batches: int, prepare: Callable[[Batch], Batch]) -> Iterator[Batch]:
         is_alone = self.damage.rank.world_size == 1
@@ -124,7 +124,7 @@ class ValLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """A pass. Every process takes part to its end, where DamagedImages names what is damaged unless it is to be left out."""
-        return self._watched(_received(iter(self.loader)))
+        return self._watched(received(iter(self.loader)))
 
     def _watched(self, batches: Iterator[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         num_damaged = 0
@@ -145,7 +145,7 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def count_workers(cfg: Config, rank: Rank) -> int:
+def count_workers(cfg: RunConfig, rank: Rank) -> int:
     """Loader processes of this process: as asked for, else one per core that it has to itself, at most 10."""
     if cfg.num_workers is not None:
         return cfg.num_workers
@@ -183,7 +183,7 @@ def prepare_worker(worker_id: int) -> None:
     pixels.keep_freed_memory()
 
 
-def loader_settings(cfg: Config, rank: Rank, num_items: int) -> dict:
+def loader_settings(cfg: RunConfig, rank: Rank, num_items: int) -> dict:
     num_workers = count_workers(cfg, rank) if num_items else 0
     workers = {"num_workers": num_workers, "persistent_workers": num_workers > 0, "worker_init_fn": prepare_worker, "collate_fn": _as_is}
     workers["prefetch_factor"] = PREFETCH if num_workers else None

@@ -127,7 +127,8 @@ class _Training(_Rehearsal):
         with self.faults.looking():
             optim.build_optimizer(cfg, nn.Linear(1, 1) if net is None else net, cfg.batch_size)  # also where there is no network
             if net is not None:
-                state = build_state(cfg, self.laid_out(net), self.alone, no_compiler, global_batch=loader.global_batch if loader else cfg.recipe_batch)
+                global_batch = loader.global_batch if loader else cfg.recipe_batch
+                state = build_state(cfg, self.laid_out(net), self.alone, no_compiler, global_batch=global_batch, bests=engine.Parts.bests)
         with self.faults.looking():
             if source and state is not None and loader is not None:
                 run = {"global_batch": loader.global_batch, "num_images": len(self.train), "class_names": self.train.classes}

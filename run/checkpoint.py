@@ -16,6 +16,7 @@ import shutil
 import sys
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,7 +26,7 @@ from timm.models._hub import download_cached_file, load_state_dict_from_hf
 from torch import Tensor, nn
 
 from run import disk, integrity
-from run.config import Config
+from run.config import Config, RunConfig
 from run.errors import InputError
 from run.optim import load_optimizer
 from run.skipping import Guard
@@ -63,8 +64,8 @@ class TrainState:
     loss_sum: Tensor | float = 0.0
     skipped_steps: Tensor | int = 0
     bad_images: int = 0  # of this process, in whose place it trained on others
-    best_acc1: float = -1.0  # below any accuracy, so that the first epoch is the best so far
-    best_ema_acc1: float = -1.0
+    tally: dict[str, Tensor] = dataclasses.field(default_factory=dict)  # sums of this process since the last line of train_log.txt
+    best: dict[str, float] = dataclasses.field(default_factory=dict)  # of what is evaluated; at first below any, so that the first epoch is the best so far
 
     @functools.cached_property
     def guard(self) -> Guard:
@@ -73,7 +74,12 @@ class TrainState:
 
     def end_epoch(self) -> None:
         """Go on to the next epoch. An epoch that is trained is over once it is evaluated: a run that ends between repeats the evaluation alone."""
-        self.epoch, self.step, self.loss_sum, self.skipped_steps, self.bad_images = self.epoch + 1, 0, 0.0, 0, 0
+        self.epoch += 1
+        self.forget_step()
+
+    def forget_step(self) -> None:
+        """Be at the beginning of the epoch."""
+        self.step, self.loss_sum, self.skipped_steps, self.bad_images, self.tally = 0, 0.0, 0, 0, {}
 
 
 def fetch(source: str) -> Path | dict[str, Tensor]:
@@ -210,10 +216,12 @@ def _own_filter(net: nn.Module):
     return lambda state: state
 
 
-def load_finetune(net: nn.Module, source: str) -> None:
-    """Load what fits; drop head tensors of another class count, and say so. InputError where more than heads differs."""
+def load_finetune(net: nn.Module, source: str, *, convert: Callable[[dict], dict] = lambda state: state) -> None:
+    """Load what fits; drop head tensors of another class count, and say so. InputError where more than heads differs.
+
+    `convert` gives the file's state dict the network's names."""
     where = f"--finetune {source}"
-    state = weights(read(source), where=where)
+    state = convert(weights(read(source), where=where))
     own = net.state_dict()
     dropped = [name for name in state if name in own and own[name].shape != state[name].shape and own[name].shape[1:] == state[name].shape[1:]]
     heads = {name.partition(".")[0] for name in dropped} | {"head", "head_dist"}
@@ -227,11 +235,16 @@ def load_finetune(net: nn.Module, source: str) -> None:
 def read_for_evaluation(cfg: Config, source: str, facts: dict) -> dict[str, Tensor]:
     """Weights to evaluate; warns where the checkpoint was made for other classes or images than `facts` tells of."""
     checkpoint = read(source)
+    warn_of_other(checkpoint, source, facts)
+    return weights(checkpoint, use_ema=cfg.use_ema, where=source)
+
+
+def warn_of_other(checkpoint: dict, source: str, facts: dict) -> None:
+    """Warn where the checkpoint was made for other classes or images than `facts` tells of."""
     for name, here in facts.items():
         there = checkpoint.get(name)
-        if name in ("class_names", "input_size", "crop_pct") and there is not None and there != here:
+        if name in ("class_names", "input_size", "crop_pct", "max_size") and there is not None and there != here:
             log.warning("%s was made with other %s than this evaluation: %s, here %s", source, name, _brief(there), _brief(here))
-    return weights(checkpoint, use_ema=cfg.use_ema, where=source)
 
 
 def _brief(value) -> str:
@@ -247,11 +260,11 @@ FREE_SETTINGS = {
     "teacher_path", "teacher_labels", "teacher_labels_mode", "data_path", "num_workers", "pin_mem", "model_ema_force_cpu", "on_full_disk",
     "compile", "compile_mode", "full_disk_minutes", "max_bad_images", "skip_bad_images", "on_nonfinite", "max_skipped_steps",
     "data_format", "data_cache", "data_cache_gb", "class_map", "classes", "inc_path", "ina_path", "inr_path", "insk_path", "inv2_path",
-    "real_labels", "fgsm_test", "pgd_test",
+    "real_labels", "fgsm_test", "pgd_test", "backbone_weights", "metrics", "log_steps",
 }  # fmt: skip
 
 
-def _changes(checkpoint: dict, cfg: Config, run: dict) -> list[str]:
+def _changes(checkpoint: dict, cfg: RunConfig, run: dict) -> list[str]:
     """How the recipe of `checkpoint` differs from `cfg` and `run`, a line per setting."""
     there = {"loader": "reference", **checkpoint["args"], **checkpoint.get("run", {})}  # the only loader before there was the setting
     here = {**dataclasses.asdict(cfg), **run}
@@ -263,7 +276,7 @@ def _plain(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def _require_same_recipe(checkpoint: dict, cfg: Config, run: dict, source: str) -> bool:
+def _require_same_recipe(checkpoint: dict, cfg: RunConfig, run: dict, source: str) -> bool:
     """Whether the recipe is the checkpoint's; where it is not, InputError unless --allow-config-change."""
     if not isinstance(checkpoint.get("args"), dict):
         log.warning("%s was not written by this project: its recipe is not compared with this run's", source)
@@ -280,7 +293,7 @@ def _require_same_recipe(checkpoint: dict, cfg: Config, run: dict, source: str) 
     return not changes
 
 
-def resume(cfg: Config, state: TrainState, source: str, *, run: dict, rank: Rank) -> None:
+def resume(cfg: RunConfig, state: TrainState, source: str, *, run: dict, rank: Rank) -> None:
     """Continue the run of the checkpoint `source`: everything in `state` as it was when it was saved.
 
     `run` holds what of the recipe is not a setting: the global batch and the data's size. Where --allow-config-change lets the
@@ -297,8 +310,7 @@ def resume(cfg: Config, state: TrainState, source: str, *, run: dict, rank: Rank
     state.step = checkpoint.get("step", 0) if is_same else 0
     if state.step:
         _resume_inside_epoch(checkpoint, state, rank)
-    state.best_acc1 = checkpoint.get("best_acc1", -1.0)
-    state.best_ema_acc1 = checkpoint.get("best_ema_acc1", -1.0)
+    state.best |= {name: checkpoint.get(name, -1.0) for name in state.best}
     log.info("continuing %s with epoch %d, step %d", source, state.epoch, state.step)
 
 
@@ -346,16 +358,20 @@ def _floating_buffers(state: TrainState) -> list[Tensor]:
     return [buffer for net in nets for buffer in net.buffers() if buffer.is_floating_point()]
 
 
+def _own(sums: list[float], rank: Rank) -> float:
+    """This process's sum; where the number of processes changed, the mean."""
+    return sums[rank.index] if len(sums) == rank.world_size else sum(sums) / len(sums)
+
+
 def _resume_inside_epoch(checkpoint: dict, state: TrainState, rank: Rank) -> None:
     """Each process's own sums and statistics; where the number of processes changed, each gets their mean."""
     loss_sums = checkpoint["loss_sums"]
     state.skipped_steps = checkpoint["skipped_steps"]
     state.bad_images = checkpoint.get("bad_images", 0) if rank.is_main else 0
-    if len(loss_sums) != rank.world_size:
-        state.loss_sum = sum(loss_sums) / len(loss_sums)
-        return
-    state.loss_sum = loss_sums[rank.index]
-    if rank.world_size > 1:
+    state.loss_sum = _own(loss_sums, rank)
+    tallies = checkpoint.get("tallies", {})
+    state.tally = {name: torch.tensor(_own(sums, rank), dtype=torch.float64, device=rank.device) for name, sums in tallies.items()}
+    if rank.world_size > 1 and len(loss_sums) == rank.world_size:
         own = checkpoint["rank_buffers"][rank.index]
         buffers = _floating_buffers(state)
         with torch.no_grad():
@@ -363,7 +379,7 @@ def _resume_inside_epoch(checkpoint: dict, state: TrainState, rank: Rank) -> Non
                 buffer.copy_(value.view_as(buffer))
 
 
-def collect(cfg: Config, state: TrainState, *, facts: dict, run: dict, metrics: dict, rank: Rank) -> dict:
+def collect(cfg: RunConfig, state: TrainState, *, facts: dict, run: dict, metrics: dict, rank: Rank) -> dict:
     """Checkpoint of a run as it stands; every process takes part, for inside an epoch each has sums and statistics of its own.
 
     Running statistics are stored as their mean over processes, and inside an epoch each process's besides."""
@@ -377,8 +393,7 @@ def collect(cfg: Config, state: TrainState, *, facts: dict, run: dict, metrics: 
         "scaler": state.scaler.state_dict(),
         "args": dataclasses.asdict(cfg),
         "run": run,
-        "best_acc1": state.best_acc1,
-        "best_ema_acc1": state.best_ema_acc1,
+        **state.best,
         "step": state.step,
         "metrics": metrics,
         **facts,
@@ -387,6 +402,7 @@ def collect(cfg: Config, state: TrainState, *, facts: dict, run: dict, metrics: 
         checkpoint["loss_sums"] = gather(torch.as_tensor(state.loss_sum, dtype=torch.float64, device=rank.device), rank).tolist()
         checkpoint["skipped_steps"] = int(state.skipped_steps)
         checkpoint["bad_images"] = all_sum(torch.tensor(state.bad_images, device=rank.device)).item()
+        checkpoint["tallies"] = {name: gather(value, rank).tolist() for name, value in state.tally.items()}
     if state.step and rank.world_size > 1:
         own = torch.cat([buffer.flatten().float().to(rank.device) for buffer in _floating_buffers(state)])
         checkpoint["rank_buffers"] = gather(own, rank).cpu()

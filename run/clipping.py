@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
 
-from run.config import Config
+from run.config import RunConfig
 
 MIN_WEIGHT_NORM, MIN_GRADIENT_NORM = 1e-3, 1e-6  # of adaptive clipping, as in timm
 
@@ -61,7 +61,7 @@ def clip_values(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     return norm
 
 
-def build_clipping(cfg: Config) -> Callable[[Iterable[nn.Parameter]], Tensor]:
+def build_clipping(cfg: RunConfig) -> Callable[[Iterable[nn.Parameter]], Tensor]:
     """Function that clips the gradients of parameters in place, where clipping is on, and returns the norm they had together before.
 
     That norm is a scalar on their device; where an element is not finite, it is not either."""

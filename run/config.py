@@ -1,43 +1,32 @@
-"""Every setting of a run, declared once: default, YAML key, `--flag` and help text come from one field.
+"""Settings, declared once: default, YAML key, `--flag` and help text come from one field. What every kind of training shares, and classification's.
 
 Nothing here imports torch, so that `python main.py --help` answers at once.
 """
 
 import dataclasses
+from typing import ClassVar
 
 from run.manifest import LABELS_MANIFEST, read_manifest
 from run.settings import Settings, refuse, setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """Settings of one run, as given: derived values (scaled learning rate, run folder, device) are computed where needed.
+class RunConfig:
+    """Settings that every kind of training has. Its own extend them, among others with `model`, `batch_size`, `recipe_batch`, `epochs`, `amp`,
+    `clip_grad`, `data_path` and `report`.
 
-    `GROUPS` orders them for `--help`."""
+    `command`: what a run with such settings is started by."""
+
+    command: ClassVar[str]
 
     # run
-    model: str = setting("recnext_m1", "architecture: a name in timm's registry, which includes ours")
-    model_kwargs: dict | None = setting(None, "further arguments of the architecture", nargs="+")
-    batch_size: int = setting(256, "images per process and micro-batch", at_least=1)
-    grad_accum_steps: int = setting(1, "micro-batches per optimiser step", at_least=1)
-    recipe_batch: int = setting(2048, "global batch the recipe was made for; another is warned of", at_least=1)
-    epochs: int = setting(300, "epochs to train", at_least=0)
-    start_epoch: int = setting(0, "first epoch, where no checkpoint says so", at_least=0)
-    input_size: int = setting(224, "side of the square input, pixels", at_least=8)
-    drop: float | None = setting(None, "dropout before the classifier (default: the variant's)", at_least=0, at_most=0.999)
-    drop_path: float | None = setting(None, "stochastic depth rate (default: the variant's)", at_least=0, at_most=0.999)
-    seed: int = setting(0, "seed of initialisation and dropout", at_least=0, at_most=2**63 - 1)
-    device: str = setting("auto", "cuda, cuda:N or cpu; auto: a GPU where there is one")
-    amp: str = setting("auto", "mixed precision; auto: bf16 on a GPU that has it, else none", choices=("auto", "bf16", "fp16", "none"), nargs="?", const="auto")
-    compile: bool = setting(False, "run networks through torch.compile: takes some minutes before the first step, then each is faster")
-    compile_mode: str = setting("default", "torch.compile's mode", choices=("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"))
-    memory_format: str = setting("auto", "layout of activations; auto: channels_last", choices=("auto", "nchw", "channels_last"))
     output_dir: str | None = setting(None, "folder of log and checkpoints (default: checkpoints/<model>/<time>)")
     overwrite: bool = setting(False, "start afresh in a folder that holds a run, deleting that run")
     resume: str | None = setting(None, "checkpoint to continue or, with --eval, to evaluate: file, URL, hf-hub:name, or auto (newest sound one in its folder)")
     save_freq: int = setting(1, "epochs between numbered checkpoints, of which the last three are kept", at_least=1)
     checkpoint_steps: int | None = setting(None, "optimiser steps between checkpoints inside an epoch (default: none inside)", at_least=1)
     checkpoint_minutes: float | None = setting(None, "minutes between checkpoints inside an epoch (default: none inside)", above=0)
+    allow_config_change: bool = setting(False, "resume although the recipe differs from the checkpoint's")
     on_full_disk: str = setting("stop", "what to do where the disk is full: stop, or wait for room", choices=("stop", "wait"))
     full_disk_minutes: float = setting(30.0, "minutes to wait for room", above=0)
     on_nonfinite: str = setting(
@@ -47,11 +36,53 @@ class Config:
         choices=("skip", "stop", "rollback"),
     )
     max_skipped_steps: int = setting(20, "steps in a row that may be left out because they are not finite", at_least=1)
-    allow_config_change: bool = setting(False, "resume although the recipe differs from the checkpoint's")
+    seed: int = setting(0, "seed of initialisation and dropout", at_least=0, at_most=2**63 - 1)
+    device: str = setting("auto", "cuda, cuda:N or cpu; auto: a GPU where there is one")
     project: str | None = setting(None, "Weights & Biases project to log to (needs the package wandb)")
+    grad_accum_steps: int = setting(1, "micro-batches per optimiser step", at_least=1)
+    eval: bool = setting(False, "evaluate the given weights and exit")
+    # optimiser
+    opt: str = setting("adamw", "optimiser, by timm's name")
+    opt_eps: float | None = setting(1e-8, "its epsilon", at_least=0)
+    opt_betas: tuple[float, ...] | None = setting(None, "its betas (default: the optimiser's)", nargs="+")
+    momentum: float = setting(0.9, "its momentum, where it has one", at_least=0)
+    clip_mode: str = setting("agc", "how gradients are clipped: by norm, by value, or adaptively", choices=("norm", "value", "agc"))
+    # loading
+    data_seed: int = setting(0, "seed of order, augmentation and mixing", at_least=0, at_most=2**63 - 1)
+    num_workers: int | None = setting(None, "loader processes per training process (default: as many as there are cores for, at most 10)", at_least=0)
+    pin_mem: bool = setting(True, "page-locked batches, for faster copies to a GPU")
+    max_bad_images: int = setting(
+        100,
+        "damaged training images (files) that a run bears, another, of its class or shape, standing in for each; beyond, and at the first where 0, it stops",
+        at_least=0,
+    )
+    skip_bad_images: bool = setting(False, "evaluate without the validation images that are damaged")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(RunConfig):
+    """Settings of one run of classification, as given: derived values (scaled learning rate, run folder, device) are computed where needed.
+
+    `GROUPS` orders them for `--help`."""
+
+    command: ClassVar[str] = "python main.py"
+
+    # network
+    model: str = setting("recnext_m1", "architecture: a name in timm's registry, which includes ours")
+    model_kwargs: dict | None = setting(None, "further arguments of the architecture", nargs="+")
+    batch_size: int = setting(256, "images per process and micro-batch", at_least=1)
+    recipe_batch: int = setting(2048, "global batch the recipe was made for; another is warned of", at_least=1)
+    epochs: int = setting(300, "epochs to train", at_least=0)
+    start_epoch: int = setting(0, "first epoch, where no checkpoint says so", at_least=0)
+    input_size: int = setting(224, "side of the square input, pixels", at_least=8)
+    drop: float | None = setting(None, "dropout before the classifier (default: the variant's)", at_least=0, at_most=0.999)
+    drop_path: float | None = setting(None, "stochastic depth rate (default: the variant's)", at_least=0, at_most=0.999)
+    amp: str = setting("auto", "mixed precision; auto: bf16 on a GPU that has it, else none", choices=("auto", "bf16", "fp16", "none"), nargs="?", const="auto")
+    compile: bool = setting(False, "run networks through torch.compile: takes some minutes before the first step, then each is faster")
+    compile_mode: str = setting("default", "torch.compile's mode", choices=("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"))
+    memory_format: str = setting("auto", "layout of activations; auto: channels_last", choices=("auto", "nchw", "channels_last"))
+    # weights
     dry_run: bool = setting(False, "look at all that the run needs, tell every fault, and what a step and the run will cost, and exit; leaves nothing behind")
-    # evaluation
-    eval: bool = setting(False, "evaluate the weights of --resume or --pretrained, fused, and exit")
     use_ema: bool = setting(False, "evaluate a checkpoint's EMA weights instead of the raw ones")
     report: str | None = setting(None, "with --eval: CSV file for per-class accuracy and the confusion matrix, or .json for all that was measured")
     pretrained: bool = setting(False, "start from the model's published weights: base variant without, dist variant with distillation")
@@ -70,15 +101,9 @@ class Config:
     model_ema: bool = setting(True, "keep an exponential moving average of the weights and evaluate it each epoch")
     model_ema_decay: float = setting(0.99996, "its decay per optimiser step", at_least=0, at_most=1)
     model_ema_force_cpu: bool = setting(False, "keep it in main memory")
-    # optimiser
-    opt: str = setting("adamw", "optimiser, by timm's name")
-    opt_eps: float | None = setting(1e-8, "its epsilon", at_least=0)
-    opt_betas: tuple[float, ...] | None = setting(None, "its betas (default: the optimiser's)", nargs="+")
-    momentum: float = setting(0.9, "its momentum, where it has one", at_least=0)
+    # rates
     weight_decay: float = setting(0.025, "decay of weights; biases and one-dimensional parameters are spared", at_least=0)
     clip_grad: float | None = setting(0.02, "gradient clipping bound, over all parameters; none: off", above=0)
-    clip_mode: str = setting("agc", "how gradients are clipped: by norm, by value, or adaptively", choices=("norm", "value", "agc"))
-    # schedule
     sched: str = setting("cosine", "learning-rate schedule, by timm's name", choices=("cosine", "tanh", "step", "multistep", "plateau", "poly"))
     lr: float = setting(1e-3, "peak learning rate per 512 images of the global batch", at_least=0)
     lr_noise: tuple[float, ...] | None = setting(None, "one or two fractions of the run between which the learning rate is noisy", nargs="+")
@@ -163,19 +188,10 @@ class Config:
     inat_category: str = setting(
         "name", "what counts as a class in iNaturalist", choices=("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")
     )
-    data_seed: int = setting(0, "seed of order, augmentation and mixing", at_least=0, at_most=2**63 - 1)
     crop_pct: float | None = setting(None, "part of the resized short side that evaluation crops (default 0.875; 1 up to 32 pixels)", above=0, at_most=1)
     loader: str = setting(
         "fast", "decoder, resizing and RandAugment kernels: OpenCV, simplejpeg and torch, or Pillow; the same draws", choices=("fast", "reference")
     )
-    num_workers: int | None = setting(None, "loader processes per training process (default: as many as there are cores for, at most 10)", at_least=0)
-    max_bad_images: int = setting(
-        100,
-        "damaged training images (files) that a run bears, another of its class standing in for each; beyond, and at the first where 0, it stops",
-        at_least=0,
-    )
-    skip_bad_images: bool = setting(False, "evaluate without the validation images that are damaged")
-    pin_mem: bool = setting(True, "page-locked batches, for faster copies to a GPU")
 
     @property
     def distillation(self) -> str:
@@ -210,13 +226,13 @@ class Config:
         return self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None
 
 
-GROUPS = {  # first field of each section of --help
-    "run": "model",
-    "evaluation": "eval",
+RUN_GROUPS = {"run": "output_dir", "optimiser": "opt", "loading": "data_seed"}  # first field of each section of --help
+GROUPS = RUN_GROUPS | {
+    "network": "model",
+    "weights and their evaluation": "use_ema",
     "robustness": "inc_path",
     "EMA": "model_ema",
-    "optimiser": "opt",
-    "schedule": "sched",
+    "rates and schedule": "weight_decay",
     "augmentation": "three_augment",
     "mixup": "mixup",
     "distillation": "distillation_type",
@@ -286,14 +302,24 @@ def _robustness_rules(cfg: Config) -> list[tuple[bool, str]]:
     ]
 
 
+def run_rules(cfg: RunConfig) -> list[tuple[bool, str]]:
+    """What is wrong with settings that every kind of training has, as `refuse` takes it."""
+    return [
+        (cfg.resume == "auto" and not cfg.output_dir, "--resume auto looks in the run's folder: add --output_dir"),
+        (cfg.overwrite and bool(cfg.resume), "--overwrite deletes the run that --resume would continue: drop one of them"),
+        (bool(cfg.report) and not cfg.eval, "--report describes an evaluation: it needs --eval"),
+        (cfg.output_dir == "", "--output-dir is empty: name a folder, or drop it"),
+        (cfg.opt_betas is not None and len(cfg.opt_betas) < 2, "--opt-betas takes at least two numbers"),
+        (cfg.opt_betas is not None and not all(0 <= beta < 1 for beta in cfg.opt_betas), "--opt-betas must be at least 0 and below 1"),
+    ]
+
+
 def validate(cfg: Config) -> None:
     """InputError where settings contradict each other."""
     rules = [
+        *run_rules(cfg),
         (cfg.eval and not (cfg.resume or cfg.pretrained), "--eval needs weights: add --resume FILE or --pretrained"),
-        (cfg.resume == "auto" and not cfg.output_dir, "--resume auto looks in the run's folder: add --output_dir"),
-        (cfg.overwrite and bool(cfg.resume), "--overwrite deletes the run that --resume would continue: drop one of them"),
         (cfg.use_ema and not (cfg.eval and cfg.resume), "--use-ema chooses weights of a checkpoint: it needs --eval --resume FILE"),
-        (bool(cfg.report) and not cfg.eval, "--report describes an evaluation: it needs --eval"),
         *_robustness_rules(cfg),
         (
             cfg.data_set != "DIGITS" and not cfg.data_path and cfg.has_validation,
@@ -311,12 +337,9 @@ def validate(cfg: Config) -> None:
         (cfg.cutmix_minmax is not None and len(cfg.cutmix_minmax) != 2, "--cutmix-minmax takes two fractions"),
         (cfg.cutmix_minmax is not None and not all(0 <= x <= 1 for x in cfg.cutmix_minmax), "--cutmix-minmax takes fractions from 0 to 1"),
         (cfg.cutmix_minmax is not None and list(cfg.cutmix_minmax) != sorted(cfg.cutmix_minmax), "--cutmix-minmax takes the smaller fraction first"),
-        (cfg.opt_betas is not None and len(cfg.opt_betas) < 2, "--opt-betas takes at least two numbers"),
-        (cfg.opt_betas is not None and not all(0 <= beta < 1 for beta in cfg.opt_betas), "--opt-betas must be at least 0 and below 1"),
         (cfg.lr_noise is not None and len(cfg.lr_noise) > 2, "--lr-noise takes one or two fractions of the run"),
         (cfg.lr_noise is not None and not all(0 <= x <= 1 for x in cfg.lr_noise), "--lr-noise takes fractions from 0 to 1"),
         (cfg.lr_noise is not None and list(cfg.lr_noise) != sorted(cfg.lr_noise), "--lr-noise takes the earlier fraction first"),
-        (cfg.output_dir == "", "--output-dir is empty: name a folder, or drop it"),
         (cfg.mix_group_size % 2 == 1, f"--mix-group-size {cfg.mix_group_size} is odd: images of a group are mixed in pairs"),
         (
             not cfg.eval and cfg.is_mixing and cfg.batch_size % 2 == 1,

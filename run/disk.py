@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from run.config import Config
+from run.config import RunConfig
 from run.errors import DiskFull, InputError
 from utils import Rank, any_process, log
 
@@ -82,7 +82,7 @@ class FullDisk:
     """What a run does where the disk is full: stop (`DiskFull`), or with `--on-full-disk wait` try again until there is room or
     `--full-disk-minutes` are over, and say so every minute."""
 
-    def __init__(self, cfg: Config, rank: Rank):
+    def __init__(self, cfg: RunConfig, rank: Rank):
         self.rank = rank
         self.patience_s = 60 * cfg.full_disk_minutes if cfg.on_full_disk == "wait" else 0.0
 

@@ -8,14 +8,14 @@ import time
 from pathlib import Path
 
 from run import checkpoint, disk
-from run.config import Config
+from run.config import RunConfig
 from run.errors import InputError
 from utils import Rank, from_main, log
 
-LOCK_NAME, LOG_NAME = ".lock", "log.txt"
+LOCK_NAME, LOG_NAME, STEPS_NAME = ".lock", "log.txt", "train_log.txt"
 
 
-def choose_folder(cfg: Config) -> Path:
+def choose_folder(cfg: RunConfig) -> Path:
     """The run's folder: as given, else that of the run which --resume continues, else checkpoints/<model>/<time>."""
     if cfg.output_dir:
         return Path(cfg.output_dir)
@@ -29,7 +29,7 @@ def holds_run(folder: Path) -> bool:
     return (folder / LOG_NAME).exists() or any(folder.glob("checkpoint_*.pth"))
 
 
-def claim_folder(cfg: Config, rank: Rank, held: contextlib.ExitStack) -> Path:
+def claim_folder(cfg: RunConfig, rank: Rank, held: contextlib.ExitStack) -> Path:
     """The run's folder, made if need be, and no other run's until `held` is closed; nothing but its lock changes yet.
 
     InputError where it cannot be written, another run is writing there, or it holds a run that is not to be continued."""
@@ -72,7 +72,7 @@ def locked(folder: Path):
                 file.truncate(0)
 
 
-def find_checkpoint(cfg: Config, folder: Path, rank: Rank) -> str | None:
+def find_checkpoint(cfg: RunConfig, folder: Path, rank: Rank) -> str | None:
     """What to continue from: the --resume file; for `auto` the first process's choice from the folder, None where there is no run yet.
 
     InputError where there is one, but no sound checkpoint of it."""

@@ -17,7 +17,7 @@ from timm.scheduler import (
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
-from run.config import Config
+from run.config import Config, RunConfig
 from run.errors import InputError, first_line
 
 # What torch has as one kernel, which can leave a step out without the host. On a GPU others take lists of tensors, by torch's and timm's defaults.
@@ -31,15 +31,28 @@ def scaled_lr(lr: float, global_batch: int) -> float:
 
 def build_optimizer(cfg: Config, net: nn.Module, global_batch: int) -> torch.optim.Optimizer:
     """Optimiser of two groups: weights, and what weight decay spares (biases, one-dimensional and the net's `no_weight_decay`)."""
+    return create_optimizer(cfg, net, list(net.parameters()), lr=scaled_lr(cfg.lr, global_batch), weight_decay=cfg.weight_decay)
+
+
+def build_dense_optimizer(cfg: RunConfig, net: nn.Module, *, lr: float, weight_decay: float, spared: set[str]) -> torch.optim.Optimizer:
+    """Optimiser that decays every parameter, biases and norms too, but those that are `spared` by name: detection's and segmentation's."""
+    named = [(name, one) for name, one in net.named_parameters() if one.requires_grad]
+    groups = [([one for name, one in named if (name in spared) == is_spared], 0.0 if is_spared else weight_decay) for is_spared in (False, True)]
+    groups = [{"params": params, "weight_decay": decay} for params, decay in groups if params]
+    return create_optimizer(cfg, groups, [one for _, one in named], lr=lr, weight_decay=weight_decay)
+
+
+def create_optimizer(cfg: RunConfig, net_or_groups, parameters: list[nn.Parameter], *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """timm's optimiser of that name, fused where that is possible. InputError where there is none, or it cannot be used."""
     if cfg.opt not in list_optimizers():
         close = difflib.get_close_matches(cfg.opt, list_optimizers(), n=3)
         raise InputError(f"--opt {cfg.opt} is no optimiser timm knows" + (f"; did you mean {' or '.join(close)}?" if close else ""))
     betas = {"betas": cfg.opt_betas} if cfg.opt_betas is not None else {}
     eps = {"eps": cfg.opt_eps} if cfg.opt_eps is not None else {}
-    settings = {"lr": scaled_lr(cfg.lr, global_batch), "weight_decay": cfg.weight_decay, "momentum": cfg.momentum, **eps, **betas}
-    is_fused = cfg.opt in FUSED and all(one.is_floating_point() and one.device.type in FUSED_ON for one in net.parameters())
+    settings = {"lr": lr, "weight_decay": weight_decay, "momentum": cfg.momentum, **eps, **betas}
+    is_fused = cfg.opt in FUSED and all(one.is_floating_point() and one.device.type in FUSED_ON for one in parameters)
     try:
-        optimizer = create_optimizer_v2(net, opt=cfg.opt, **settings, **({"fused": True} if is_fused else {}))
+        optimizer = create_optimizer_v2(net_or_groups, opt=cfg.opt, **settings, **({"fused": True} if is_fused else {}))
     except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"--opt {cfg.opt} cannot be used here ({first_line(error)}): choose another, or check --opt-eps and --opt-betas") from error
     if getattr(optimizer, "is_second_order", False) or cfg.opt == "adahessian":

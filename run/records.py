@@ -1,4 +1,5 @@
-"""What a run leaves in its folder besides checkpoints: args.yaml, log.txt (one JSON object per epoch), TensorBoard events."""
+"""What a run leaves in its folder besides checkpoints: args.yaml, log.txt (one JSON object per epoch), TensorBoard events; and, where the
+task has one, train_log.txt (one per so many steps, and one per evaluation)."""
 
 import io
 import json
@@ -7,6 +8,7 @@ import os
 import platform
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import timm
@@ -14,72 +16,88 @@ import torch
 import torchvision
 
 from run import checkpoint, disk, settings
-from run.config import Config
+from run.config import RunConfig
 from run.errors import InputError
-from run.folder import LOG_NAME
+from run.folder import LOG_NAME, STEPS_NAME
 from utils import Rank, checkout, log
 
 CURE = "make room, then --resume auto"
 
 
-def _environment() -> str:
+def _environment(cfg: RunConfig) -> str:
     """Comment lines for args.yaml: commit, versions, machine."""
     commit = checkout() or "unknown"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     versions = f"python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}, timm {timm.__version__}"
-    return f"# python main.py --config <this file> runs this again.\n# commit {commit}\n# {versions}\n# {device}, {os.cpu_count()} cores\n"
+    return f"# {cfg.command} --config <this file> runs this again.\n# commit {commit}\n# {versions}\n# {device}, {os.cpu_count()} cores\n"
 
 
 class Records:
     """The run's folder on the first process.
 
-    `start_epoch` is the epoch to train next: lines of log.txt and numbered checkpoints from it on belong to work that is about to be
-    repeated. InputError where the folder cannot be written, `DiskFull` where it has no room; it may then be opened again."""
+    `start_epoch` is the epoch to train next, `start_step` the steps done in it: lines and numbered checkpoints from there on belong to work
+    that is about to be repeated. InputError where the folder cannot be written, `DiskFull` where it has no room; it may then be opened again."""
 
-    def __init__(self, cfg: Config, folder: Path, start_epoch: int):
+    def __init__(self, cfg: RunConfig, folder: Path, start_epoch: int, start_step: int = 0):
         self.folder = folder
-        self.log_path = folder / LOG_NAME
+        self.log_path, self.steps_path = folder / LOG_NAME, folder / STEPS_NAME
         with disk.writing(str(folder), CURE):
             if cfg.overwrite:
                 self._delete_run()
-            self.rewind(start_epoch)
+            self.rewind(start_epoch, start_step)
             if not (folder / "args.yaml").exists():
-                disk.write_whole(folder / "args.yaml", _environment() + settings.dump(cfg))
+                disk.write_whole(folder / "args.yaml", _environment(cfg) + settings.dump(cfg))
             self.boards = [_TensorBoard(folder, start_epoch), *([_WeightsAndBiases(cfg, folder)] if cfg.project else [])]
 
     def _delete_run(self) -> None:
-        for path in [self.log_path, self.folder / "args.yaml", *self.folder.glob("checkpoint_*.pth"), *self.folder.glob("events.out.tfevents.*")]:
+        for path in [
+            self.log_path,
+            self.steps_path,
+            self.folder / "args.yaml",
+            *self.folder.glob("checkpoint_*.pth"),
+            *self.folder.glob("events.out.tfevents.*"),
+        ]:
             if not path.is_dir():
                 path.unlink(missing_ok=True)
 
-    def rewind(self, start_epoch: int) -> None:
-        """Set aside what belongs to epochs from `start_epoch` on, which training repeats: numbered checkpoints, and lines of log.txt."""
+    def rewind(self, start_epoch: int, start_step: int = 0) -> None:
+        """Set aside what belongs to steps from there on, which training repeats: numbered checkpoints, and lines of the logs."""
         with disk.writing(str(self.folder), CURE):
             checkpoint.set_aside(self.folder, start_epoch)
-            self._drop_lines(start_epoch)
+            self._drop_lines(self.log_path, lambda line: int(line["epoch"]) < start_epoch, start_epoch)
+            self._drop_lines(self.steps_path, lambda line: _place_of(line) <= (start_epoch, start_step), start_epoch)
 
-    def _drop_lines(self, start_epoch: int) -> None:
-        """Keep the lines of log.txt before `start_epoch`; move the others, and torn ones, to log_dropped.txt."""
-        if not self.log_path.exists():
+    def _drop_lines(self, path: Path, is_kept: Callable[[dict], bool], start_epoch: int) -> None:
+        """Keep the lines of a log that are to be kept; move the others, and torn ones, to <log>_dropped.txt."""
+        if not path.exists():
             return
-        text = self.log_path.read_text(encoding="utf-8", errors="replace")  # a torn block may hold anything
+        text = path.read_text(encoding="utf-8", errors="replace")  # a torn block may hold anything
         kept, dropped = [], []
         for line in text.splitlines():
-            epoch = _epoch_of(line)
-            (kept if epoch is not None and epoch < start_epoch else dropped).append(line + "\n")
+            (kept if _holds(is_kept, line) else dropped).append(line + "\n")
         if dropped:
-            disk.append_whole(self.folder / "log_dropped.txt", "".join(dropped).encode())
-            log.info("%d lines of log.txt from epoch %d on moved to log_dropped.txt: these epochs are trained again", len(dropped), start_epoch)
+            set_aside = path.with_stem(f"{path.stem}_dropped")
+            disk.append_whole(set_aside, "".join(dropped).encode())
+            log.info("%d lines of %s from epoch %d on moved to %s: these epochs are trained again", len(dropped), path.name, start_epoch, set_aside.name)
         if "".join(kept) != text:
-            disk.write_whole(self.log_path, "".join(kept))
+            disk.write_whole(path, "".join(kept))
 
     def write(self, record: dict) -> None:
         """Append one epoch's numbers, whole or not at all, as strict JSON: what is not a finite number becomes null."""
-        record = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
-        with disk.writing(str(self.log_path), CURE):
-            disk.append_whole(self.log_path, (json.dumps(record, allow_nan=False) + "\n").encode())
+        record = self._append(self.log_path, record)
         for board in self.boards:
             board.write(record)
+
+    def write_line(self, line: dict) -> None:
+        """Append a line to train_log.txt, as `write` does to log.txt."""
+        self._append(self.steps_path, line)
+
+    @staticmethod
+    def _append(path: Path, record: dict) -> dict:
+        record = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
+        with disk.writing(str(path), CURE):
+            disk.append_whole(path, (json.dumps(record, allow_nan=False) + "\n").encode())
+        return record
 
     def close(self) -> None:
         for board in self.boards:
@@ -89,27 +107,35 @@ class Records:
 class NoRecords:
     """What the other processes have in place of `Records`."""
 
-    def rewind(self, start_epoch: int) -> None:
+    def rewind(self, start_epoch: int, start_step: int = 0) -> None:
         pass
 
     def write(self, record: dict) -> None:
+        pass
+
+    def write_line(self, line: dict) -> None:
         pass
 
     def close(self) -> None:
         pass
 
 
-def open_records(cfg: Config, folder: Path, start_epoch: int, rank: Rank) -> Records | NoRecords:
+def open_records(cfg: RunConfig, folder: Path, start_epoch: int, rank: Rank, start_step: int = 0) -> Records | NoRecords:
     """Where the run writes its numbers: the folder for the first process, nowhere for the others."""
-    return disk.FullDisk(cfg, rank).write(lambda: Records(cfg, folder, start_epoch) if rank.is_main else NoRecords())
+    return disk.FullDisk(cfg, rank).write(lambda: Records(cfg, folder, start_epoch, start_step) if rank.is_main else NoRecords())
 
 
-def _epoch_of(line: str) -> int | None:
-    """Epoch of a line of log.txt; None where a killed job left half a line."""
+def _holds(is_kept: Callable[[dict], bool], line: str) -> bool:
+    """Whether a line is one to keep; not where a killed job left half of it."""
     try:
-        return int(json.loads(line)["epoch"])
+        return is_kept(json.loads(line))
     except (ValueError, KeyError, TypeError):
-        return None
+        return False
+
+
+def _place_of(line: dict) -> tuple[int, int]:
+    """The epoch and the steps done in it after which a line of train_log.txt was written; the published logs count epochs from 1 on."""
+    return (int(line["epoch"]) - 1, int(line["iter"])) if line["mode"] == "train" else (int(line["epoch"]), 0)
 
 
 class _TensorBoard:
@@ -157,7 +183,7 @@ def import_wandb():
 
 
 class _WeightsAndBiases:
-    def __init__(self, cfg: Config, folder: Path):
+    def __init__(self, cfg: RunConfig, folder: Path):
         self.run = import_wandb().init(project=cfg.project, dir=str(folder), name=folder.name, config=vars(cfg), resume="allow")
 
     def write(self, record: dict) -> None:

@@ -1,5 +1,7 @@
 """What a run carries from step to step, as its recipe sets it."""
 
+from collections.abc import Iterable
+
 from torch import nn
 
 import utils
@@ -9,8 +11,8 @@ from run.compiling import Compiler, NoCompiler
 from run.config import Config
 
 
-def build_state(cfg: Config, net: nn.Module, rank: utils.Rank, compiler: Compiler | NoCompiler, *, global_batch: int) -> TrainState:
-    """The state before the first step of training `net`, which is on the run's device."""
+def build_state(cfg: Config, net: nn.Module, rank: utils.Rank, compiler: Compiler | NoCompiler, *, global_batch: int, bests: Iterable[str]) -> TrainState:
+    """The state before the first step of training `net`, which is on the run's device; `bests` names the figures of which the best is kept."""
     optimizer = optim.build_optimizer(cfg, net, global_batch)
     return TrainState(
         ema=optim.build_ema(cfg, net),
@@ -19,4 +21,5 @@ def build_state(cfg: Config, net: nn.Module, rank: utils.Rank, compiler: Compile
         scheduler=optim.build_scheduler(cfg, optimizer),
         scaler=hardware.build_scaler(cfg.amp, rank.device),
         epoch=cfg.start_epoch,
+        best=dict.fromkeys(bests, -1.0),
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from run.config import Config
+from run.config import RunConfig
 from run.skipping import NO_STEP, Skips
 from utils import Rank, any_process, gather_objects, log
 
@@ -27,7 +27,7 @@ def precision_name(amp_dtype: torch.dtype | None) -> str:
 class Watch:
     """Looks at the counts of skipped steps whenever there is a progress line, as --on-nonfinite and --max-skipped-steps say."""
 
-    def __init__(self, cfg: Config, amp_dtype: torch.dtype | None):
+    def __init__(self, cfg: RunConfig, amp_dtype: torch.dtype | None):
         self.mode, self.limit, self.precision = cfg.on_nonfinite, cfg.max_skipped_steps, precision_name(amp_dtype)
         self.has_clipping = cfg.clip_grad is not None
         self.has_gone_back = False

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "measuring": "utils run model loading losses engine distillation deployment reporting",
     "preflight": "utils run loading model losses datasets engine distillation measuring",
     "publishing": "run model deployment measuring",
-    "detection": "utils run model loading",
+    "detection": "utils run model loading sources engine",
 }
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("[!.]*/__init__.py") if path.parent.name not in ("tests", "benchmarks"))
 COMMANDS = {path.stem for path in ROOT.glob("*.py")} - set(MAY_IMPORT)

@@ -271,10 +271,10 @@ def test_gradients_are_clipped_at_their_true_size_under_a_loss_scale(digits_fold
 
 
 def test_first_epoch_is_the_best_so_far_whatever_its_accuracy(tmp_path):
-    state = checkpoint.TrainState(net=None, ema=None, optimizer=None, scheduler=None, scaler=None)
+    state = checkpoint.TrainState(net=None, ema=None, optimizer=None, scheduler=None, scaler=None, best={"best_acc1": -1.0, "best_ema_acc1": -1.0})
     for tested, best, best_ema in (((0.0, 0.0), 0.0, 0.0), ((2.0, None), 2.0, 0.0), ((1.0, 5.0), 2.0, 5.0)):
-        engine._keep_best(state, {key: value for key, value in zip(("test_acc1", "test_ema_acc1"), tested, strict=True) if value is not None})
-        assert (state.best_acc1, state.best_ema_acc1) == (best, best_ema)
+        engine._keep_best(engine.Parts, state, {key: value for key, value in zip(("test_acc1", "test_ema_acc1"), tested, strict=True) if value is not None})
+        assert state.best == {"best_acc1": best, "best_ema_acc1": best_ema}
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_a_batch_whose_process_died_before_it_was_fetched_names_that():
         raise error
 
     for error in (ConnectionResetError(), ConnectionRefusedError(), EOFError(), FileNotFoundError()):
-        batches = loaders._received(fetch(error))
+        batches = loaders.received(fetch(error))
         assert next(batches) == 1
         with pytest.raises(RuntimeError) as caught:
             next(batches)

@@ -79,7 +79,7 @@ def test_all_faults_are_told_a_line_each(tmp_path):
 
 def test_contradictions_between_settings_are_all_told():
     faults = faults_of("--data-set=DIGITS", "--report=x.csv", "--use-ema", "--batch-size=5")
-    assert [fault.split()[0] for fault in faults] == ["--use-ema", "--report", "--batch-size"]
+    assert [fault.split()[0] for fault in faults] == ["--report", "--use-ema", "--batch-size"]
     faults = faults_of("--epoch=3", "--lr=fast", "--batch-size=0")
     assert ["did you mean --epochs" in faults[0], "'fast'" in faults[1], "less than 1" in faults[2]] == [True] * 3
 

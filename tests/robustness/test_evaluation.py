@@ -13,7 +13,7 @@ from robustness import evaluation, sets
 from robustness.scores import ALEXNET_ERRORS, CORRUPTIONS, SEVERITIES
 from run.errors import InputError
 from sources.progress import Progress
-from tests.conftest import run_command
+from tests.conftest import run_processes
 from tests.programs import colours
 from utils import Rank
 
@@ -125,10 +125,7 @@ def test_an_attack_finds_the_images_that_lie_at_a_border(made, capsys, tmp_path)
 
 
 def test_any_number_of_processes_counts_the_same(made, tmp_path):
-    runs = [(num, "main", flags_of(made, tmp_path / f"{num}.json")) for num in (1, 3)]
-    done = run_command("tests/programs/processes.py", json.dumps(runs))
-    assert done.returncode == 0, done.stderr
-    alone, three = json.loads(done.stdout)
+    alone, three = run_processes(*((num, "main", flags_of(made, tmp_path / f"{num}.json")) for num in (1, 3)))
     assert alone[0] == [0] and three[0] == [0, 0, 0], three[1]
     assert (tmp_path / "1.json").read_text() == (tmp_path / "3.json").read_text()
 

@@ -64,3 +64,15 @@ def test_events_without_room_are_left_out_and_the_log_goes_on(tmp_path, cfg, mon
     run_records.write(RECORD)
     assert (tmp_path / "log.txt").read_text() == line(0)
     assert "TensorBoard goes without epoch 0 (No space left on device); log.txt has its numbers" in caplog.text
+
+
+def test_step_lines_that_training_repeats_are_set_aside(tmp_path, cfg):
+    """Stopped after step 6 of the second epoch: what came later is done again, an evaluation of the first epoch is not."""
+    lines = [{"mode": "train", "epoch": epoch, "iter": step} for epoch in (1, 2) for step in (2, 4, 6, 8)]
+    lines.insert(4, {"mode": "val", "epoch": 1})
+    lines.append({"mode": "val", "epoch": 2})
+    (tmp_path / "train_log.txt").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"mode": "tr')
+    records.Records(cfg, tmp_path, 1, 6).write_line({"mode": "train", "epoch": 2, "iter": 8, "loss": float("inf")})
+    kept = [json.loads(line) for line in (tmp_path / "train_log.txt").read_text().splitlines()]
+    assert kept == [*lines[:8], {**lines[8], "loss": None}]
+    assert len((tmp_path / "train_log_dropped.txt").read_text().splitlines()) == 3

@@ -176,7 +176,7 @@ def test_damaged_images_are_told_of_also_where_the_weights_are_not_worth_saving(
         raise watch.NotFinite("model.fc.bias is not finite", epoch=0, step=1)
 
     saver = object.__new__(engine.Saver)
-    saver.parts, saver.state, saver._write = SimpleNamespace(teacher=SimpleNamespace(end_epoch=lambda epoch: None)), SimpleNamespace(epoch=0), refuse
+    saver.parts, saver.state, saver._write = SimpleNamespace(end_epoch=lambda epoch: None), SimpleNamespace(epoch=0), refuse
     with pytest.raises(DamagedImages, match="2 images"), saver.saving_if_damaged():
         raise DamagedImages("2 images are damaged")
 

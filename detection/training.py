@@ -1,0 +1,182 @@
+"""A detector's part of a run: its data, its network, its schedule, what it puts into the training loop, and its evaluation."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from timm.scheduler import MultiStepLRScheduler
+from torch import Tensor, nn
+
+from detection import coco, names, networks
+from detection.batches import Batch, TrainLoader, ValLoader, build_plan, build_train_loader, build_val_loader
+from detection.coco import CocoData
+from detection.config import Config
+from detection.evaluation import detect, evaluate
+from engine import EvalParts, TrainParts
+from loading import augment, pixels
+from loading.loaders import loader_settings
+from run import checkpoint, disk
+from run.checkpoint import TrainState
+from run.errors import InputError
+from sources.progress import Progress
+from utils import Rank, gather_objects, log, unwrap
+
+PLACES = {"": "", "_50": "50: ", "_75": "75: "}  # of the figures that the console shows
+
+
+# ---- data
+
+
+def open_data(cfg: Config) -> tuple[CocoData | None, CocoData]:
+    """Training and validation data; for an evaluation None in place of the former. InputError where files are missing or wrong."""
+    coco.mask_api()
+    pixels.require()
+    pixels.prepare_process()
+    root = Path(cfg.data_path).expanduser()
+    if not root.is_dir():
+        raise InputError(f"--data-path {root}: there is no such folder", "name the one that holds annotations/, train2017/ and val2017/")
+    train = None if cfg.eval else coco.read(root / cfg.train_annotations, root / cfg.train_images, has_masks=cfg.has_masks)
+    val = coco.read(root / cfg.val_annotations, root / cfg.val_images, has_masks="segm" in cfg.scored)
+    if train is not None and (train.category_ids, train.class_names) != (val.category_ids, val.class_names):
+        raise InputError(f"{val.path} has other categories than {train.path}: {_named(val)}, and {_named(train)}; give both files the same list 'categories'")
+    return train, val
+
+
+def _named(data: CocoData) -> str:
+    """The categories, a few of them."""
+    pairs = [f"{key} {name}" for key, name in zip(data.category_ids, data.class_names, strict=True)]
+    return ", ".join(pairs[:5]) + (f" and {len(pairs) - 5} more" if len(pairs) > 5 else "")
+
+
+def open_train_loader(cfg: Config, train: CocoData, rank: Rank, folder: Path) -> TrainLoader:
+    """The training data in keyed order. `folder` gets the list of damaged images, where there are many."""
+    plan = build_plan(train, batch_size=cfg.batch_size * rank.world_size * cfg.grad_accum_steps, max_size=tuple(cfg.max_size), data_seed=cfg.data_seed)
+    settings = loader_settings(cfg, rank, len(train))
+    parts = {"has_masks": cfg.has_masks, "accum_steps": cfg.grad_accum_steps, "max_bad_images": cfg.max_bad_images}
+    return build_train_loader(plan, rank, settings=settings, list_path=folder / "bad_images_train.txt", **parts)
+
+
+def open_val_loader(cfg: Config, val: CocoData, rank: Rank, folder: Path | None = None) -> ValLoader:
+    """Each validation image once, over all processes. `folder` gets the list of damaged images, where there are many."""
+    list_path = folder / "bad_images_val.txt" if folder else None
+    settings = loader_settings(cfg, rank, len(val))
+    return build_val_loader(val, rank, settings=settings, max_size=tuple(cfg.max_size), skips_damaged=cfg.skip_bad_images, list_path=list_path)
+
+
+def facts(cfg: Config, data: CocoData) -> dict:
+    """What a checkpoint's user must know of the images."""
+    size = {"max_size": list(cfg.max_size), "mean": augment.MEAN, "std": augment.STD}
+    return {"class_names": data.class_names, "category_ids": data.category_ids, **size}
+
+
+# ---- network and schedule
+
+
+def build_net(cfg: Config, num_classes: int, *, is_new: bool) -> nn.Module:
+    """The recipe's detector for `num_classes` classes; `is_new`, with the weights that a run starts from. InputError where these do not fit."""
+    sizes = {"channels": cfg.channels, "rois_per_image": cfg.rois_per_image}
+    net = networks.build(cfg.detector, cfg.model, num_classes, pretrained=cfg.pretrained and is_new, **sizes)
+    if cfg.backbone_weights and is_new:
+        _load_backbone(cfg, net)
+    if cfg.finetune and is_new:
+        names.load_finetune(net, cfg.finetune)
+    return net
+
+
+def _load_backbone(cfg: Config, net: nn.Module) -> None:
+    is_local = "://" not in cfg.backbone_weights and not cfg.backbone_weights.startswith("hf-hub:")
+    if is_local and not Path(cfg.backbone_weights).expanduser().is_file():
+        raise InputError(
+            f"--backbone-weights {cfg.backbone_weights}: there is no such file",
+            f"put {cfg.model}'s ImageNet weights there, published or of main.py, name others, or start from random ones with --backbone-weights none",
+        )
+    networks.load_backbone(net, cfg.model, cfg.backbone_weights)
+
+
+def build_scheduler(cfg: Config, optimizer: torch.optim.Optimizer, num_steps: int) -> MultiStepLRScheduler:
+    """The published schedule by steps, of which an epoch has `num_steps`: a linear warm-up, and drops after epochs."""
+    return MultiStepLRScheduler(
+        optimizer,
+        decay_t=[epoch * num_steps + 1 for epoch in cfg.decay_after or ()],  # timm's drops come one step before their number
+        decay_rate=cfg.decay_rate,
+        warmup_t=cfg.warmup_steps,
+        warmup_lr_init=cfg.warmup_ratio * cfg.lr,
+        warmup_prefix=False,
+        t_in_epochs=False,
+    )
+
+
+# ---- what the loop asks for
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parts(TrainParts):
+    """Detection's: `data` and `metrics` are evaluated, the first of which decides what is best."""
+
+    data: CocoData
+    metrics: tuple[str, ...]
+
+    first_keys = ("epoch", "train_lr", "train_loss", "n_parameters")
+
+    @property
+    def bests(self) -> dict[str, tuple[str, str]]:
+        return {f"best_{self.metrics[0]}_mAP": (f"{self.metrics[0]}_mAP", checkpoint.BEST)}
+
+    def outputs(self, net: nn.Module, inputs: Batch) -> dict[str, Tensor]:
+        with self.autocast(self.rank.device):
+            return net(inputs.images, inputs.sizes, inputs.targets, inputs.words)
+
+    def losses(self, net: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        losses = self.outputs(net, batch)
+        return {**losses, "loss": networks.total(losses)}
+
+    def evaluate(self, state: TrainState, loader: ValLoader) -> dict:
+        figures, _ = score(unwrap(state.net), loader, self, data=self.data, metrics=self.metrics)
+        return {**figures, "test_bad_images": loader.damage.num_skipped}
+
+    def told(self, record: dict) -> str:
+        return "  ".join([told_figures(record, self.metrics), self.told_best(record)])
+
+    def told_best(self, best: dict[str, float]) -> str:
+        name = next(iter(self.bests))
+        return f"{name.replace('_', ' ')} {max(best[name], 0.0):.4f}"
+
+
+def told_figures(figures: dict[str, float], metrics: Iterable[str]) -> str:
+    """`bbox mAP 0.4170 (50: 0.6340  75: 0.4540)`, for each metric."""
+    parts = {metric: [f"{text}{figures[f'{metric}_mAP{place}']:.4f}" for place, text in PLACES.items()] for metric in metrics}
+    return "  ".join(f"{metric} mAP {first} ({'  '.join(others)})" for metric, (first, *others) in parts.items())
+
+
+def score(net: nn.Module, loader: ValLoader, parts: EvalParts, *, data: CocoData, metrics: tuple[str, ...]) -> tuple[dict[str, float], dict]:
+    """Average precision by published name, and per class by metric: the same for any number of processes, and known to all of them."""
+    progress = Progress(len(loader), log.info, what="images evaluated")
+    with parts.autocast(parts.rank.device):
+        entries = detect(net, loader, data, after_image=progress.add)
+    everyone = gather_objects(entries, parts.rank)
+    found = evaluate(data, list(itertools.chain(*everyone)), metrics, left_out=loader.damage.reasons) if parts.rank.is_main else None
+    return gather_objects(found, parts.rank)[0]
+
+
+def report(net: nn.Module, loader: ValLoader, parts: EvalParts, *, data: CocoData, metrics: tuple[str, ...], report: str | None) -> None:
+    """Evaluate and print the line that ends `--eval`; write the average precision of each class to the CSV file `report`."""
+    figures, per_class = score(net, loader, parts, data=data, metrics=metrics)
+    if report and parts.rank.is_main:
+        with disk.writing_csv(Path(report), ["class", *(f"{metric}_mAP" for metric in metrics)], flag="--report") as writer:
+            for name in data.class_names:
+                writer.writerow([name, *(f"{per_class[metric][name]:.6f}" if name in per_class[metric] else "" for metric in metrics)])
+    num_skipped = loader.damage.num_skipped
+    skipped = f"  damaged images left out: {num_skipped}" if num_skipped else ""
+    log.info("Average precision on the %d test images: %s%s", len(data) - num_skipped, told_figures(figures, metrics), skipped)
+
+
+def announce(cfg: Config, loader: TrainLoader, rank: Rank) -> None:
+    """Say what is about to run, and warn of what is rarely meant."""
+    parts = (cfg.detector, cfg.model, cfg.batch_size, rank.world_size, cfg.grad_accum_steps, loader.global_batch, cfg.lr, rank.device)
+    log.info("%s of %s  batch %d x %d processes x %d accumulation = global batch %d  learning rate %g  on %s", *parts)
+    if loader.global_batch != cfg.recipe_batch:
+        log.warning("the recipe was made for a global batch of %d, this run's is %d: precision may differ", cfg.recipe_batch, loader.global_batch)
+    if cfg.warmup_steps >= loader.num_steps * cfg.epochs > 0:
+        log.warning("--warmup-steps %d never ends: this run has %d steps", cfg.warmup_steps, loader.num_steps * cfg.epochs)
