@@ -260,7 +260,7 @@ FREE_SETTINGS = {
     "teacher_path", "teacher_labels", "teacher_labels_mode", "data_path", "num_workers", "pin_mem", "model_ema_force_cpu", "on_full_disk",
     "compile", "compile_mode", "full_disk_minutes", "max_bad_images", "skip_bad_images", "on_nonfinite", "max_skipped_steps",
     "data_format", "data_cache", "data_cache_gb", "class_map", "classes", "inc_path", "ina_path", "inr_path", "insk_path", "inv2_path",
-    "real_labels", "fgsm_test", "pgd_test", "backbone_weights", "metrics", "log_steps",
+    "real_labels", "fgsm_test", "pgd_test", "num_classes", "backbone_weights", "metrics", "log_steps",
 }  # fmt: skip
 
 
