@@ -66,6 +66,22 @@ def test_a_format_that_is_not_there_is_said(layouts):
         datasets.open_images(settings(layouts("tar"), "--data-format=zip"))
 
 
+def test_who_names_a_wrong_place_is_told_the_right_one(layouts, tmp_path):
+    (tmp_path / "train.tar.gz").write_bytes(b"")
+    cases = {
+        layouts("folder") / "train": f"name the folder above, {layouts('folder')}",
+        layouts("packed") / "train.pack": f"name the folder it lies in, {layouts('packed')}",
+        tmp_path / "train.tar.gz": "is compressed as a whole",
+        tmp_path: "but train.tar.gz: unpack it",
+    }
+    for path, words in cases.items():
+        with pytest.raises(InputError) as error:
+            datasets.open_images(settings(path))
+        assert words in str(error.value), path
+    with pytest.raises(InputError, match="as --data-format zip: .*, or drop --data-format"):
+        datasets.open_images(settings(layouts("tar"), "--data-format=zip"))
+
+
 @pytest.mark.parametrize("kind", ["kaggle", "shards", "packed"])
 def test_evaluation_needs_the_validation_images_alone(kind, layouts, tmp_path):
     for path in layouts(kind).iterdir():
