@@ -19,6 +19,7 @@ dev: .venv/installed-dev  ## add what tests, exports and plots need
 
 .venv/installed-dev: .venv/installed $(wildcard requirements-*.txt)
 	$(BIN)/python -m pip install -q -r requirements-dev.txt
+	$(BIN)/python -m pip install -q --no-deps imagecorruptions-imaug
 	touch $@
 
 test: dev  ## run the test suite

@@ -644,8 +644,8 @@ def announce(cfg: Config, state: TrainState, loader, rank: Rank) -> None:
         )
 
 
-def report(net: nn.Module, loader: ValLoader, parts: EvalParts, *, classes: list[str], report: str | None) -> None:
-    """Evaluate and print the line that ends `--eval`; write per-class accuracy and confusions to the CSV file `report`."""
+def report(net: nn.Module, loader: ValLoader, parts: EvalParts, *, classes: list[str], report: str | None) -> dict:
+    """Evaluate and print the line that ends `--eval`; write per-class accuracy and confusions to the CSV file `report`. What `evaluate` returns."""
     confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64, device=parts.rank.device) if report else None
     result = evaluate(net, loader, parts, confusion)
     if report and parts.rank.is_main:
@@ -656,6 +656,7 @@ def report(net: nn.Module, loader: ValLoader, parts: EvalParts, *, classes: list
         *(result[key] for key in ("num_images", "acc1", "acc5", "loss")),
         f"  damaged images left out: {num_skipped}" if num_skipped else "",
     )
+    return result
 
 
 def write_confusion(path: Path, confusion: Tensor, classes: list[str]) -> None:

@@ -22,7 +22,7 @@ from features import weights
 from run import checkpoint, optim, signals
 from run.config import RunConfig
 from run.errors import InputError
-from tests.conftest import ROOT, read_log, run_command
+from tests.conftest import ROOT, read_log, run_processes
 from tests.detection.conftest import SHORT_RUN
 from tests.test_main import states_equal, steady
 from tests.test_resume import StopAt, finish, start, wait_for
@@ -224,9 +224,7 @@ def test_two_processes_are_one(shapes, tmp_path):
     """The first step to rounding; the second, too, but for the heads' classes, for one proposal more or less may pass a near tie."""
     flags = [*SHORT_RUN, f"--data-path={shapes}", "--epochs=1", "--log-steps=1"]
     assert command.main([*flags, f"--output_dir={tmp_path / 'one'}"]) == 0
-    jobs = [[2, "detection", [*flags, "--batch-size=2", f"--output_dir={tmp_path / 'two'}"]]]
-    done = run_command("tests/programs/processes.py", json.dumps(jobs))
-    ((codes, errors, _),) = json.loads(done.stdout)
+    ((codes, errors, _),) = run_processes((2, "detection.__main__", [*flags, "--batch-size=2", f"--output_dir={tmp_path / 'two'}"]))
     assert codes == [0, 0], errors
     one, two = (step_lines(tmp_path / name) for name in ("one", "two"))
     assert len(one) == len(two)

@@ -20,7 +20,7 @@ from run.errors import InputError
 from segmentation import __main__ as command
 from segmentation import config, names, networks, training
 from segmentation.config import Config
-from tests.conftest import ROOT, read_log, run_command
+from tests.conftest import ROOT, read_log, run_processes
 from tests.detection.test_training import step_lines
 from tests.segmentation import made
 from tests.segmentation.conftest import NAMES, SHORT_RUN
@@ -179,12 +179,10 @@ def test_two_processes_are_one(whole, shapes, tmp_path):
     common = [*SHORT_RUN, f"--data-path={shapes}", f"--classes={shapes / 'names.txt'}"]
     one, two, report = tmp_path / "one", tmp_path / "two", tmp_path / "two.csv"
     assert command.main([*common, "--log-steps=1", f"--output_dir={one}"]) == 0
-    jobs = [
-        [2, "segmentation", [*common, "--log-steps=1", "--batch-size=2", f"--output_dir={two}"]],
-        [2, "segmentation", [*common, "--eval", f"--resume={whole / 'checkpoint_last.pth'}", f"--report={report}"]],
-    ]
-    done = run_command("tests/programs/processes.py", json.dumps(jobs))
-    results = json.loads(done.stdout)
+    results = run_processes(
+        (2, "segmentation.__main__", [*common, "--log-steps=1", "--batch-size=2", f"--output_dir={two}"]),
+        (2, "segmentation.__main__", [*common, "--eval", f"--resume={whole / 'checkpoint_last.pth'}", f"--report={report}"]),
+    )
     assert [codes for codes, _, _ in results] == [[0, 0], [0, 0]], results
     ours, theirs = ([line["loss"] for line in step_lines(folder) if line["mode"] == "train"] for folder in (two, one))
     assert ours[:3] == pytest.approx(theirs[:3], rel=1e-3)
