@@ -5,18 +5,20 @@
     python compare_logs.py my/log.txt --against logs/recnext_m1.txt        ahead or behind, learning rates, where it will end
     python compare_logs.py a.txt b.txt --plot curves.html                  also .png, .svg, .pdf
     python compare_logs.py --scatter models.csv cpu_ms top1 --plot s.svg   accuracy against cost, from a CSV or Markdown table
+    python compare_logs.py --robustness a.json b.json --plot r.svg         accuracies of main.py --eval --report, and by corruption and severity
     python compare_logs.py checkpoints --follow                            summary of the running job; Ctrl-C ends it
 
 Tables go to standard output, remarks on what was left out of a damaged log to standard error. Only plots need packages beyond Python's own.
 """
 
 import argparse
+import functools
 import math
 import os
 import sys
 from pathlib import Path
 
-from reporting import plots, scatter
+from reporting import plots, robustness, scatter
 from reporting.comparison import SORT_KEYS, read_reference, show_tables
 from reporting.following import follow
 from run.errors import InputError
@@ -41,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--scatter", nargs=3, metavar=("TABLE", "X", "Y"), help="--plot column Y of a CSV or Markdown table against column X, instead of curves"
     )
+    parser.add_argument("--robustness", nargs="+", metavar="JSON", help="reports of main.py --eval, instead of logs: table and, with --plot, picture")
     parser.add_argument("--follow", action="store_true", help="summary of running jobs, refreshed; of a folder, the log written to last")
     parser.add_argument("--interval", type=_positive, default=2.0, metavar="SECONDS", help="--follow: time between two looks [2]")
     return parser
@@ -52,7 +55,11 @@ def validate(args: argparse.Namespace) -> None:
         (args.scatter and not args.plot, "--scatter needs --plot FILE to draw into"),
         (args.scatter and (args.logs or args.follow or args.against), "--scatter draws a table: give it no logs, no --follow and no --against"),
         (args.follow and args.plot, "--follow and --plot exclude each other: plot in a second terminal"),
-        (not args.scatter and not args.logs, "name at least one log: a log.txt, a summary.csv or a folder that holds some"),
+        (
+            args.robustness and (args.logs or args.follow or args.against or args.scatter),
+            "--robustness compares reports: give it no logs, no --follow, no --against and no --scatter",
+        ),
+        (not args.scatter and not args.robustness and not args.logs, "name at least one log: a log.txt, a summary.csv or a folder that holds some"),
         (args.smooth is not None and args.smooth < 1, f"--smooth {args.smooth} is no number of epochs: 1 or more"),
     ]
     for is_wrong, message in rules:
@@ -66,16 +73,17 @@ def run_command(args: argparse.Namespace) -> None:
     if args.follow:
         follow(args.logs, reference=read_reference(args.against)[0] if args.against else None, interval_s=args.interval)
         return
-    if not args.plot:
-        show_tables(args)
-        return
-    out = plots.checked_path(args.plot)
-    if args.scatter:
+    out = plots.checked_path(args.plot) if args.plot else None
+    if args.robustness:
+        draw = functools.partial(robustness.plot, robustness.show(args.robustness, layout=args.format, digits=args.digits))
+    elif args.scatter:
         table, x_name, y_name = args.scatter
-        scatter.plot_scatter(Path(table), x_name, y_name, out=out)
+        draw = functools.partial(scatter.plot_scatter, Path(table), x_name, y_name)
     else:
-        plots.plot_curves(show_tables(args), out=out, smooth_epochs=args.smooth)
-    print(f"wrote {out}", file=sys.stderr)
+        draw = functools.partial(plots.plot_curves, show_tables(args), smooth_epochs=args.smooth)
+    if out is not None:
+        draw(out=out)
+        print(f"wrote {out}", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:

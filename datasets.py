@@ -80,10 +80,10 @@ def build_train_loader(cfg: Config, images: Images, rank: Rank, folder: Path | N
     return TrainLoader(DataLoader(dataset, batch_sampler=sampler, **settings), sampler, plan, damage)
 
 
-def build_val_loader(cfg: Config, images: Images, rank: Rank, folder: Path | None = None) -> ValLoader:
+def build_val_loader(cfg: Config, images: Images, rank: Rank, folder: Path | None = None, *, transform: augment.Transform | None = None) -> ValLoader:
     """Each validation image once, over all processes; the last batch may be smaller. `folder` gets the list of damaged images, where
-    there are many."""
-    transform = augment.eval_transform(cfg.input_size, augment.crop_pct(cfg), cfg.loader)
+    there are many; `transform` takes the place of the usual one."""
+    transform = transform or augment.eval_transform(cfg.input_size, augment.crop_pct(cfg), cfg.loader)
     dataset = ValidationSet(images, transform, rank, is_finished_here=rank.device.type == "cpu", reuses_memory=True)
     damage = ValidationDamage(rank, folder and folder / "bad_images_val.txt", num_images=len(images), is_skipped=cfg.skip_bad_images)
     return ValLoader(DataLoader(dataset, batch_size=cfg.batch_size, **loader_settings(cfg, rank, len(dataset))), damage)
@@ -92,9 +92,9 @@ def build_val_loader(cfg: Config, images: Images, rank: Rank, folder: Path | Non
 NUM_TEACHER_IMAGES = 512
 
 
-def build_teacher_loader(cfg: Config, images: Images, rank: Rank) -> ValLoader:
-    """At least 512 validation images, evenly spaced (so of many classes), or all of fewer."""
-    stride = max(1, len(images) // NUM_TEACHER_IMAGES)
+def build_teacher_loader(cfg: Config, images: Images, rank: Rank, num_images: int = NUM_TEACHER_IMAGES) -> ValLoader:
+    """At least so many validation images, evenly spaced (so of many classes), or all of fewer."""
+    stride = max(1, len(images) // num_images)
     return build_val_loader(cfg, images.part(np.arange(0, len(images), stride)), rank)
 
 

@@ -83,6 +83,10 @@ class TrainParts(EvalParts):
     def end_epoch(self, epoch: int) -> None:
         """Told when an epoch is over or left."""
 
+    def iteration(self, epoch: int, step: int) -> int:
+        """The `iter` that train_log.txt gives after `step` steps of `epoch`: counted from the epoch's beginning, or from the run's."""
+        return step
+
     def evaluate(self, state: TrainState, loader) -> dict:
         """Figures of the present weights under the keys of log.txt; every process takes part, and gets them."""
         raise NotImplementedError
@@ -499,7 +503,7 @@ class Saver:
         sums = dict(zip(state.tally, all_sum(torch.stack(list(state.tally.values()))).tolist(), strict=True))
         num_steps = sums.pop("steps")
         means = {name: _mean(value, num_steps) for name, value in sums.items()}
-        place = {"mode": "train", "epoch": state.epoch + 1, "iter": state.step, "lr": state.optimizer.param_groups[0]["lr"]}
+        place = {"mode": "train", "epoch": state.epoch + 1, "iter": self.parts.iteration(state.epoch, state.step), "lr": state.optimizer.param_groups[0]["lr"]}
         step_s = (now - self.last_line[1]) / max(1, state.step - self.last_line[0])
         state.tally, self.last_line = {}, (state.step, now)
         self.write_line(run_records, {**place, **means, "time": step_s})
@@ -543,7 +547,7 @@ def fit(cfg: RunConfig, parts: TrainParts, state: TrainState, loader, val_loader
         except NotFinite as trouble:
             parts.end_epoch(epoch)
             _go_back(trouble, parts, state, loader, saver=saver)
-            saver.full_disk.write(lambda: run_records.rewind(state.epoch, state.step))
+            saver.full_disk.write(lambda: run_records.rewind(state.epoch, parts.iteration(state.epoch, state.step)))
             continue
         if must_stop and state.epoch < cfg.epochs:
             log.warning("told to stop: saved after %sepoch %d; continue with --resume auto", f"step {state.step} of " if state.step else "", epoch)
@@ -640,8 +644,8 @@ def announce(cfg: Config, state: TrainState, loader, rank: Rank) -> None:
         )
 
 
-def report(net: nn.Module, loader: ValLoader, parts: EvalParts, *, classes: list[str], report: str | None) -> None:
-    """Evaluate and print the line that ends `--eval`; write per-class accuracy and confusions to the CSV file `report`."""
+def report(net: nn.Module, loader: ValLoader, parts: EvalParts, *, classes: list[str], report: str | None) -> dict:
+    """Evaluate and print the line that ends `--eval`; write per-class accuracy and confusions to the CSV file `report`. What `evaluate` returns."""
     confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64, device=parts.rank.device) if report else None
     result = evaluate(net, loader, parts, confusion)
     if report and parts.rank.is_main:
@@ -652,6 +656,7 @@ def report(net: nn.Module, loader: ValLoader, parts: EvalParts, *, classes: list
         *(result[key] for key in ("num_images", "acc1", "acc5", "loss")),
         f"  damaged images left out: {num_skipped}" if num_skipped else "",
     )
+    return result
 
 
 def write_confusion(path: Path, confusion: Tensor, classes: list[str]) -> None:

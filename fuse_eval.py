@@ -2,8 +2,8 @@
 
     python fuse_eval.py --model recnext_m1 --resume pretrain/recnext_m1_distill_300e_fused.pt --data-path ~/imagenet
 
-Takes every setting of main.py. --resume is what publish.py --fused writes (a TorchScript program, which is run as it is, or the safetensors
-beside it), or any checkpoint, which is fused first."""
+Takes every setting of main.py but those of robustness. --resume is what publish.py --fused writes (a TorchScript program, which is run as it
+is, or the safetensors beside it), or any checkpoint, which is fused first."""
 
 import sys
 
@@ -22,6 +22,8 @@ def main(argv: list[str]) -> int:
         utils.log.info(note)
     if not cfg.resume:
         raise InputError("fuse_eval.py evaluates a file: add --resume FILE")
+    if cfg.robustness_flags:
+        raise InputError(f"fuse_eval.py evaluates the validation images alone: main.py --eval takes {' '.join(cfg.robustness_flags)}")
     engine.report(**prepare(cfg, rank), report=cfg.report)
     process.stop_process()
     return 0

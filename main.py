@@ -18,8 +18,9 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
     import utils
     from distillation import labelling
     from loading import augment
-    from run import checkpoint, clipping, compiling, hardware, network, optim, records, signals, watch
+    from run import checkpoint, clipping, compiling, hardware, network, records, signals, watch
     from run.folder import claim_folder, find_checkpoint
+    from run.state import build_state
 
     amp_dtype = hardware.pick_amp(cfg.amp, rank.device)
     memory_format = hardware.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
@@ -34,16 +35,7 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
             checkpoint.load_finetune(net, cfg.finetune)
     net.to(rank.device, memory_format=memory_format)
     compiler = compiling.build_compiler(cfg, rank)
-    optimizer = optim.build_optimizer(cfg, net, loader.global_batch)
-    state = checkpoint.TrainState(
-        ema=optim.build_ema(cfg, net),
-        net=utils.wrap_distributed(compiler(net), rank, accum_steps=cfg.grad_accum_steps),
-        optimizer=optimizer,
-        scheduler=optim.build_scheduler(cfg, optimizer),
-        scaler=hardware.build_scaler(cfg.amp, rank.device),
-        epoch=cfg.start_epoch,
-        best=dict.fromkeys(engine.Parts.bests, -1.0),
-    )
+    state = build_state(cfg, net, rank, compiler, global_batch=loader.global_batch, bests=engine.Parts.bests)
     run = {"global_batch": loader.global_batch, "num_images": len(train_images), "class_names": train_images.classes}
     if source := find_checkpoint(cfg, folder, rank):
         checkpoint.resume(cfg, state, source, run=run, rank=rank)
@@ -73,28 +65,27 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
 
 
 def evaluate(cfg: config.Config, rank) -> int:
-    """Evaluate given weights, fused, and print one line of accuracies. The exit code."""
+    """Evaluate given weights, fused, and print a line of accuracies for each set of images. The exit code."""
     import datasets
     import engine
     import utils
+    from robustness import evaluation, sets
     from run import checkpoint, compiling, hardware, network
     from run.folder import choose_folder, find_checkpoint
 
-    amp_dtype = hardware.pick_amp(cfg.amp, rank.device)
+    amp_dtype = hardware.pick_amp(evaluation.precision(cfg), rank.device)
     memory_format = hardware.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
-    _, images = datasets.open_images(cfg)
+    suite = sets.open_suite(cfg)
     folder = choose_folder(cfg)
     source = find_checkpoint(cfg, folder, rank)
-    saved = checkpoint.read_for_evaluation(cfg, source, datasets.facts(cfg, images.classes)) if source else None
+    saved = checkpoint.read_for_evaluation(cfg, source, datasets.facts(cfg, suite.classes)) if source else None
     has_dist_head = any("dist" in name for name in saved) if saved else cfg.distillation != "none"
-    net = network.build(cfg, len(images.classes), distillation=has_dist_head)
+    net = network.build(cfg, len(suite.classes), distillation=has_dist_head)
     if saved:
         checkpoint.load_weights(net, saved, where=source)
     net = utils.replace_batchnorm(net.eval()).to(rank.device, memory_format=memory_format)
     parts = engine.EvalParts(amp_dtype=amp_dtype, memory_format=memory_format, rank=rank, compiler=compiling.build_compiler(cfg, rank))
-    loader = datasets.build_val_loader(cfg, images, rank, folder if folder.is_dir() else None)
-    engine.prepare_evaluation(parts, net, shape=loader.shape(cfg.input_size))
-    engine.report(net, loader, parts, classes=images.classes, report=cfg.report)
+    evaluation.evaluate_suite(cfg, suite, net, parts, folder=folder if folder.is_dir() else None, weights=source)
     return 0
 
 
@@ -103,9 +94,13 @@ def main(argv: list[str]) -> int:
     import utils
     from run import process
 
-    rank = process.start_process(cfg.device, cfg.seed)
+    rank = process.start_process("auto" if cfg.dry_run else cfg.device, cfg.seed, is_alone=cfg.dry_run)
     for note in notes:
         utils.log.info(note)
+    if cfg.dry_run:
+        from preflight.rehearsal import rehearse
+
+        return rehearse(cfg, rank)
     with contextlib.ExitStack() as held:
         exit_code = evaluate(cfg, rank) if cfg.eval else train(cfg, rank, held)
     process.stop_process()

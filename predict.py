@@ -1,10 +1,12 @@
-"""The five most probable classes of images: of files, and of all images in folders and their sub-folders.
+"""The five most probable classes of images: of files, and of all images in folders and their sub-folders; with a segmenter, of their pixels.
 
     python predict.py cat.jpg --model recnext_m1 --resume pretrain/recnext_m1_distill_300e.pth
     python predict.py photos/ dog.png --resume checkpoints/m1/checkpoint_best.pth --csv photos.csv
+    python predict.py street.jpg --resume checkpoints/fpn_m3/checkpoint_best.pth --out seen
 
 Images are resized, cropped and normalised as the checkpoint's evaluation does. With --csv the predictions go to that file, a line per image
-and rank, written whole or not at all. Files that cannot be read are named and counted on standard error and do not end the run; exit
+and rank, written whole or not at all. A segmenter gives the classes that occur, each with its part of the pixels, and with --out a label image
+and an overlay of each image, at its own size. Files that cannot be read are named and counted on standard error and do not end the run; exit
 status 1 where none could be read or the input is at fault, else 0.
 """
 
@@ -12,9 +14,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from deployment import weights
 from deployment.prediction import COLUMNS, find_images, predict_files, say, writing
 from run.command import positive_int, run_command, spellings
+from run.errors import InputError
 from run.hardware import open_device
+from segmentation import painting, saved
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -23,6 +28,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", help="network of timm's registry (default: the checkpoint's own)")
     parser.add_argument("--resume", required=True, help="its weights: file, URL or hf-hub:name")
     parser.add_argument(*spellings("use_ema"), action="store_true", help="the checkpoint's EMA weights")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where a segmenter's label images and overlays go; FILE.png: one sheet of overlays")
     parser.add_argument("--csv", type=Path, metavar="FILE", help=f"write {', '.join(COLUMNS)} there instead of printing")
     parser.add_argument(*spellings("batch_size"), type=positive_int, default=32, help="images [%(default)s]")
     parser.add_argument(*spellings("num_workers"), type=int, help="loader processes (default: one per core, none for a single batch)")
@@ -34,9 +40,18 @@ def run(argv: list[str]) -> None:
     """Predict, and say how many images could be read. InputError where none could."""
     args = parse(argv)
     files, device = find_images(args.paths), open_device(args.device)
-    with writing(args.csv) as write:
-        num_read = predict_files(args, files, device, write)
-    say(f"{num_read} of {len(files)} images predicted, {len(files) - num_read} could not be read{f'; {args.csv} written' if args.csv else ''}")
+    checkpoint = weights.read_file(args.resume)
+    if saved.is_segmenter(checkpoint):
+        opened = saved.build(checkpoint, where=args.resume, model=args.model)
+        with writing(args.csv, painting.COLUMNS, show=painting.show_shares, rows=painting.share_rows) as write:
+            num_read = painting.predict_files(opened, files, device, out=args.out, write=write)
+    elif args.out:
+        raise InputError(f"--out is for what a segmenter sees, and {args.resume} holds a classifier: drop it")
+    else:
+        with writing(args.csv) as write:
+            num_read = predict_files(args, files, device, write)
+    written = "".join(f"; {place} written" for place in (args.csv, args.out) if place)
+    say(f"{num_read} of {len(files)} images predicted, {len(files) - num_read} could not be read{written}")
 
 
 def main(argv: list[str]) -> int:

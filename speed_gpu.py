@@ -15,6 +15,7 @@ import sys
 from measuring import forms, timing
 from measuring.throughput import batch_size_or_auto, build_cases
 from run.command import run_command, spellings
+from segmentation.exporting import load_named
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -30,7 +31,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def run(argv: list[str]) -> None:
     args = parse(argv)
     setup = timing.start(args, forms=forms.FORMS, report=lambda text: print(text, file=sys.stderr, flush=True))
-    cases = build_cases(setup, timing.load(args))
+    cases = build_cases(setup, timing.load(args, load_named))
     print(timing.finish(setup, cases, is_latency=False))
 
 

@@ -8,12 +8,10 @@ teacher has random weights. All sides take turns, step by step; a figure is the 
 what the ratio online / stored would be if time were multiply-accumulates, a step being three forward passes of the student."""
 
 import argparse
-import dataclasses
 import itertools
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -21,9 +19,6 @@ if __name__ == "__main__":
 
 import torch
 
-import engine
-import losses
-import model
 import utils
 from distillation import teacher
 from distillation.labelling import StoredLabels
@@ -32,44 +27,11 @@ from loading import augment
 from loading.batches import Batch
 from loading.keys import Plan, build_plan
 from measuring import operations
-from run import (
-    clipping,
-    compiling,
-    config,
-    hardware,
-    network,
-    optim,
-)
-from run.checkpoint import TrainState
+from measuring.steps import NUM_CLASSES, build_batch, build_online, build_side, visit_s
+from run import config, hardware
 
-NUM_CLASSES = 1000
 SIDES = ("online", "stored", "none")
 ORDERS = list(itertools.permutations(SIDES))  # so that no side always follows the same other one
-
-
-@dataclasses.dataclass
-class Side:
-    """One way to train: what a step needs, and the seconds per step of each round."""
-
-    parts: engine.Parts
-    state: TrainState
-    rounds_s: list[float] = dataclasses.field(default_factory=list)
-
-
-def build_batch(plan: Plan, input_size: int) -> Batch:
-    """Random images at the plan's positions."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(plan.num_positions, 3, input_size, input_size, generator=generator)
-    targets = torch.randint(NUM_CLASSES, (plan.num_positions,), generator=generator)
-    hashes = torch.randint(-(2**62), 2**62, (plan.num_positions,), generator=generator)
-    return Batch(images, targets, torch.from_numpy(plan.positions(0, plan.num_positions)), hashes)
-
-
-def build_online(cfg: config.Config, plan: Plan, rank: utils.Rank) -> teacher.Teacher:
-    """The recipe's teacher with random weights."""
-    torch.manual_seed(0)
-    net = teacher.folded(cfg, model.create_model(cfg.teacher_model, num_classes=NUM_CLASSES).eval())
-    return teacher.Teacher(net.to(rank.device, memory_format=torch.channels_last), answer=teacher.pick_answer(cfg, NUM_CLASSES), plan=plan)
 
 
 def build_teachers(cfg: config.Config, plan: Plan, batch: Batch, *, rank: utils.Rank, folder: str) -> dict:
@@ -82,45 +44,6 @@ def build_teachers(cfg: config.Config, plan: Plan, batch: Batch, *, rank: utils.
     writing(mixed, batch, 0)
     writing.end_epoch(0)
     return {"online": online, "stored": StoredLabels(store, teacher=None, mode="read", **settings), "none": teacher.no_teacher}
-
-
-def build_side(cfg: config.Config, plan: Plan, rank: utils.Rank, *, answers) -> Side:
-    """Student, optimiser and the rest, as main.py would build them."""
-    amp_dtype = hardware.pick_amp(cfg.amp, rank.device)
-    memory_format = hardware.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
-    torch.manual_seed(0)
-    net = network.build(cfg, NUM_CLASSES, distillation=cfg.distillation != "none").to(rank.device, memory_format=memory_format)
-    compiler = compiling.build_compiler(cfg, rank)
-    optimizer = optim.build_optimizer(cfg, net, cfg.batch_size)
-    state = TrainState(
-        net=compiler(net),
-        ema=optim.build_ema(cfg, net),
-        optimizer=optimizer,
-        scheduler=optim.build_scheduler(cfg, optimizer),
-        scaler=hardware.build_scaler(cfg.amp, rank.device),
-    )
-    parts = engine.Parts(
-        criterion=losses.build_criterion(cfg),
-        teacher=answers,
-        mix=augment.build_mixing(cfg, plan, NUM_CLASSES),
-        clip=clipping.build_clipping(cfg),
-        amp_dtype=amp_dtype,
-        memory_format=memory_format,
-        rank=rank,
-        compiler=compiler,
-    )
-    engine.prepare_step(parts, state, shape=(cfg.batch_size, 3, cfg.input_size, cfg.input_size))
-    engine.set_train_mode(state.net, freezes_batchnorm=False)
-    return Side(parts, state)
-
-
-def visit_s(side: Side, batch: Batch, num_steps: int) -> float:
-    """Seconds per step of a few steps in a row."""
-    start = time.perf_counter()
-    for step in range(num_steps):
-        loss = engine.train_step(side.parts, side.state, [batch], epoch=0, step=step)
-    loss.item()  # what was handed to a GPU is done
-    return (time.perf_counter() - start) / num_steps
 
 
 def spread(values: list[float], digits: int) -> str:

@@ -44,6 +44,7 @@ from distillation.teacher import no_teacher
 from loading.batches import Batch
 from loading.keys import Plan, build_plan
 from losses import DistillationLoss
+from measuring import steps
 from measuring.timing import spread, synchroniser
 from run import config, hardware, network, process
 
@@ -77,7 +78,7 @@ def build_task(name: str, args: argparse.Namespace) -> Task:
     flags += [f"--input-size={args.input_size}", f"--teacher-model={args.teacher_model}", f"--device={args.device}"]
     flags += ["--compile"] if args.compile else []
     cfg, _ = config.parse([*flags, f"--distillation-type={'none' if args.teacher == 'none' else 'hard'}"])
-    return Task(cfg, plan, distill.build_batch(plan, args.input_size), rank)
+    return Task(cfg, plan, steps.build_batch(plan, args.input_size), rank)
 
 
 def build_ours(task: Task, args: argparse.Namespace, folder: str) -> Side:
@@ -87,7 +88,7 @@ def build_ours(task: Task, args: argparse.Namespace, folder: str) -> Side:
     if args.teacher != "none":
         answers = distill.build_teachers(task.cfg, task.plan, task.batch, rank=task.rank, folder=folder)
     batch = task.batch._replace(images=task.batch.images.to(task.rank.device))
-    side = distill.build_side(task.cfg, task.plan, task.rank, answers=answers[args.teacher])
+    side = steps.build_side(task.cfg, task.plan, task.rank, answers=answers[args.teacher])
     return Side(lambda step: engine.train_step(side.parts, side.state, [batch], epoch=0, step=step), side.state.net, side.state.scaler)
 
 
@@ -95,12 +96,12 @@ def build_published(task: Task, args: argparse.Namespace, folder: str) -> Side:
     """The published engines' step."""
     cfg, device = task.cfg, task.rank.device
     torch.manual_seed(0)
-    net = network.build(cfg, distill.NUM_CLASSES, distillation=cfg.distillation != "none")
+    net = network.build(cfg, steps.NUM_CLASSES, distillation=cfg.distillation != "none")
     net = (to_plain(net) if args.published_networks == "plain" else net).to(device).train()
-    teacher = model.create_model(cfg.teacher_model, num_classes=distill.NUM_CLASSES).eval().to(device) if args.teacher != "none" else None
+    teacher = model.create_model(cfg.teacher_model, num_classes=steps.NUM_CLASSES).eval().to(device) if args.teacher != "none" else None
     images, targets = task.batch.images.to(device), task.batch.targets.to(device)
     optimizer = timm.optim.create_optimizer_v2(net, opt=cfg.opt, lr=cfg.lr, weight_decay=cfg.weight_decay, eps=cfg.opt_eps)
-    mixup = timm.data.Mixup(cfg.mixup, cfg.cutmix, label_smoothing=cfg.smoothing, num_classes=distill.NUM_CLASSES)
+    mixup = timm.data.Mixup(cfg.mixup, cfg.cutmix, label_smoothing=cfg.smoothing, num_classes=steps.NUM_CLASSES)
     criterion = timm.loss.SoftTargetCrossEntropy()
     if teacher is not None:
         criterion = DistillationLoss(criterion, kind="hard", alpha=cfg.distillation_alpha, tau=cfg.distillation_tau)

@@ -140,19 +140,20 @@ def print_guesses(path: str, guesses: list[Guess]) -> None:
         print(f"  {rank}  {100 * guess.probability:6.2f} %  {guess.name}{f'  {guess.label}' if guess.label != guess.name else ''}", flush=rank == len(guesses))
 
 
+def guess_rows(path: str, guesses: list[Guess]) -> Iterator[tuple]:
+    """The rows, of `COLUMNS`, that tell an image's guesses."""
+    return ((path, rank, one.name, f"{one.probability:.6f}", one.index, one.label) for rank, one in enumerate(guesses, 1))
+
+
 @contextlib.contextmanager
-def writing(path: Path | None):
-    """The function that takes an image's guesses: prints them without a path, else writes a CSV file that appears once the block is left."""
+def writing(path: Path | None, columns: tuple[str, ...] = COLUMNS, *, show: Callable = print_guesses, rows: Callable = guess_rows):
+    """The function that takes an image's path and what was found in it: it calls `show` without a path, else writes `rows` of that into a CSV file
+    that appears once the block is left."""
     if path is None:
-        yield print_guesses
+        yield show
         return
-    with disk.writing_csv(path, COLUMNS, flag="--csv") as writer:
-
-        def write(image: str, guesses: list[Guess]) -> None:
-            rows = enumerate(guesses, 1)
-            writer.writerows((image, rank, one.name, f"{one.probability:.6f}", one.index, one.label) for rank, one in rows)
-
-        yield write
+    with disk.writing_csv(path, columns, flag="--csv") as writer:
+        yield lambda image, found: writer.writerows(rows(image, found))
 
 
 def say(text: str) -> None:
@@ -168,22 +169,39 @@ def build_loader(args: argparse.Namespace, files: list[str], trained: Trained) -
     return DataLoader(Files(files, eval_transform(trained)), batch_size=args.batch_size, collate_fn=_as_list, num_workers=num_workers)
 
 
+class Report:
+    """Progress over the images on standard error, and how many could be read."""
+
+    def __init__(self, num_images: int):
+        self.num_images, self.num_seen, self.num_read, self.said_at = num_images, 0, 0, time.monotonic()
+
+    def add(self, reason: str | None) -> None:
+        """Count an image; `reason`: why it could not be read."""
+        self.num_seen += 1
+        self.num_read += reason is None
+        if reason is not None:
+            say(reason)
+        elif time.monotonic() - self.said_at > REPORT_EVERY_S:
+            self.said_at = time.monotonic()
+            say(f"{self.num_seen} of {self.num_images} images")
+
+    def end(self) -> int:
+        """How many could be read; InputError where none could."""
+        if self.num_read == 0:
+            raise InputError(f"none of {self.num_images} images could be read")
+        return self.num_read
+
+
 def predict_files(args: argparse.Namespace, files: list[str], device: torch.device, write: Callable[[str, list[Guess]], None]) -> int:
     """Hand every image's guesses to `write`, with progress on standard error; how many images could be read. InputError where none could."""
     trained = load_trained(args.model, args.resume, use_ema=args.use_ema)
     if trained.class_names is None:
         say(f"{args.resume} holds no class names: {'those of ImageNet-1k' if trained.num_classes == 1000 else 'numbers'} take their place")
-    num_read, said_at = 0, time.monotonic()
-    outcomes = predict(fused(trained).to(device), build_loader(args, files, trained), name_classes(trained), device)
-    for count, (path, outcome) in enumerate(outcomes, 1):
+    report = Report(len(files))
+    for path, outcome in predict(fused(trained).to(device), build_loader(args, files, trained), name_classes(trained), device):
         if isinstance(outcome, str):
-            say(outcome)
+            report.add(outcome)
             continue
         write(path, outcome)
-        num_read += 1
-        if time.monotonic() - said_at > REPORT_EVERY_S:
-            said_at = time.monotonic()
-            say(f"{count} of {len(files)} images")
-    if num_read == 0:
-        raise InputError(f"none of {len(files)} images could be read")
-    return num_read
+        report.add(None)
+    return report.end()

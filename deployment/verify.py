@@ -31,7 +31,8 @@ NUM_REAL, NUM_RANDOM = 4, 4
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """Images (N, 3, S, S), normalised float32, the first `num_real` of them photographs from `origin`, and the eager network's logits (N, C)."""
+    """Images (N, 3, S, S), normalised float32, the first `num_real` of them photographs from `origin`, and the eager network's logits: (N, C), or
+    (N, C, H, W) where each place has a class of its own."""
 
     images: Tensor
     reference: Tensor
@@ -100,7 +101,8 @@ def make_probe(trained: Trained, data_path: str | None = None, *, num_random: in
     return Probe(images=images, reference=trained.net(images), num_real=len(pictures), origin=origin)
 
 
-def _run(opened: Opened, images: Tensor, num_classes: int) -> Tensor:
+def _run(opened: Opened, images: Tensor, shape: torch.Size) -> Tensor:
+    """Logits of the images, each of that shape."""
     try:
         with torch.no_grad():
             out = opened.run(images)
@@ -109,8 +111,8 @@ def _run(opened: Opened, images: Tensor, num_classes: int) -> Tensor:
         raise InputError(f"it does not run on images of {size} ({first_line(error)}): another model, another input size, or a damaged file") from error
     if not isinstance(out, Tensor):
         raise InputError(f"it gives {len(out)} outputs where one is due: a network in training mode, or with its distillation pair left in")
-    if out.shape != (len(images), num_classes):
-        raise InputError(f"it gives {list(out.shape)} for {len(images)} images where {[len(images), num_classes]} are due: another model or class count")
+    if out.shape != (len(images), *shape):
+        raise InputError(f"it gives {list(out.shape)} for {len(images)} images where {[len(images), *shape]} are due: another model or class count")
     out = out.float()
     return out - out.mean(dim=1, keepdim=True) if opened.is_centred else out
 
@@ -119,11 +121,11 @@ def compare(opened: Opened, probe: Probe) -> dict:
     """Figures of how a file agrees with the eager network; InputError where it does not, or where it acts differently from run to run."""
     if opened.faults:
         raise InputError("; ".join(opened.faults))
-    num_images, num_classes = probe.reference.shape
+    num_images, *shape = probe.reference.shape
     reference = probe.reference - probe.reference.mean(dim=1, keepdim=True) if opened.is_centred else probe.reference
     parts = (1, 3, num_images - 4) if opened.takes_batches else (1,) * num_images
-    out = torch.cat([_run(opened, images, num_classes) for images in probe.images.split(parts)])
-    again = _run(opened, probe.images[: parts[0]], num_classes)
+    out = torch.cat([_run(opened, images, shape) for images in probe.images.split(parts)])
+    again = _run(opened, probe.images[: parts[0]], shape)
     scale = reference.abs().max()
     if not (again - out[: parts[0]]).abs().max() <= REPEAT_TOLERANCE * scale:
         raise InputError("it gives other results when run again: dropout or stochastic depth is at work, it was exported in training mode")
@@ -135,16 +137,17 @@ def compare(opened: Opened, probe: Probe) -> dict:
             f"it differs from the network by {relative:.1e} of the largest logit, above {tolerance:.0e}: other weights, exported in training mode, or by an "
             f"exporter that is wrong for this network{', or float16 is too coarse for it: use float32' if opened.dtype == torch.float16 else ''}"
         )
-    top2 = reference.topk(min(2, num_classes), dim=1)
+    top2 = reference.topk(min(2, shape[0]), dim=1)
     clear = top2.values[:, 0] - top2.values[:, -1] > errors
-    same = out.argmax(dim=1) == top2.indices[:, 0]
+    same, what = out.argmax(dim=1) == top2.indices[:, 0], "images" if len(shape) == 1 else "places in images"
     if (clear & ~same).any():
-        raise InputError(f"its top class differs on {int((clear & ~same).sum())} of {num_images} images whose margin is larger than the error")
+        raise InputError(f"its top class differs on {int((clear & ~same).sum())} of {same.numel()} {what} whose margin is larger than the error")
     return {
         "precision": str(opened.dtype).removeprefix("torch."),
         "largest_relative_difference": relative,
         "tolerance": tolerance,
         "same_top1": int(same.sum()),
+        "top1_of": f"{same.numel()} {what}",
         "real_images": probe.num_real,
         "real_images_from": probe.origin,
         "random_images": num_images - probe.num_real,
@@ -339,11 +342,10 @@ def default_target(trained: Trained, suffix: str) -> Path:
 
 def summary(figures: dict) -> str:
     """The figures of `compare` in a line; what could not be checked in another."""
-    num_images = figures["real_images"] + figures["random_images"]
     line = (
         f"verified on {figures['real_images']} images of {figures['real_images_from']} and {figures['random_images']} random ones, in batches of "
         f"{', '.join(map(str, figures['batch_sizes']))}: largest difference {figures['largest_relative_difference']:.1e} of the largest logit "
-        f"(tolerance {figures['tolerance']:.0e}, {figures['precision']}), same top class on {figures['same_top1']} of {num_images}"
+        f"(tolerance {figures['tolerance']:.0e}, {figures['precision']}), same top class on {figures['same_top1']} of {figures['top1_of']}"
     )
     return "\n".join([line, *(f"not checked: {text}" for text in figures["not_checked"])])
 

@@ -3,8 +3,7 @@
 __main__.py    the command: `python -m detection`
 config.py      its settings
 training.py    a run's data, network, schedule, its part of the loop, and its evaluation
-networks.py    `build`: Mask R-CNN, Faster R-CNN or RetinaNet of a backbone's name; backbone weights
-pyramid.py     a classifier's feature maps, and the pyramid on top of them
+networks.py    `build`: Mask R-CNN, Faster R-CNN or RetinaNet of a backbone's name
 matching.py    anchors, which object each one is for, keyed sampling of them
 rcnn.py        region proposals, box and mask heads, their losses
 retinanet.py   the one-stage head and its loss

@@ -4,7 +4,7 @@ A step's batch is a function of (data seed, epoch, step) alone, whatever the pro
 orientation and are padded to one size, and the random words of each, which also choose among its anchors and proposals, come from its
 position in the epoch. Processes and accumulation decide only who computes which part of it."""
 
-import itertools
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,20 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import InterpolationMode
 
 from detection.coco import CocoData
-from loading import augment, decoding, pixels
 from loading.damage import TrainingDamage, ValidationDamage
-from loading.images import open_file, read_file
 from loading.keys import draw_words
-from loading.loaders import SHARE_EVERY, received
+from loading.sized import DIVISOR, fitted, normalised, opened, padded, to_size, written
+from loading.steps import ImageLoader, Part, StepLoader, StepSampler, first_sound
 from loading.transfer import prefetched
 from run.errors import DamagedImage, InputError
 from utils import Rank, log
 
 MAX_SIZE = (1333, 800)  # long and short side, in pixels
-DIVISOR = 32  # of padded sizes
 
 
 class Batch(NamedTuple):
@@ -44,28 +41,6 @@ class Batch(NamedTuple):
     words: list[tuple[int, ...]] | None = None
     replaced: tuple[int, ...] = ()
     damaged: tuple[tuple[str, str], ...] = ()
-
-
-def fitted(height: int, width: int, max_size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of an image resized, its ratio kept, to fit into `max_size` (long side, short side), either way round."""
-    scale = min(max_size[0] / max(height, width), max_size[1] / min(height, width))
-    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
-
-
-def padded(sizes: list[tuple[int, int]]) -> tuple[int, int]:
-    """The least height and width, both multiples of 32, that all `sizes` fit into."""
-    height, width = (-(-max(sides) // DIVISOR) * DIVISOR for sides in zip(*sizes, strict=True))
-    return height, width
-
-
-@dataclass(frozen=True)
-class Part:
-    """What the sampler hands to a worker: a process's part of a step. `positions` in the epoch, the `images` there, their padded `size`."""
-
-    epoch: int
-    positions: list[int]
-    images: list[int]
-    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -119,45 +94,14 @@ def build_plan(data: CocoData, *, batch_size: int, max_size: tuple[int, int] = M
     return StepPlan(data, data.training_images(), batch_size, max_size, data_seed)
 
 
-class StepSampler:
-    """Yields one process's parts of an epoch's steps, `accum_steps` of each, from any step on."""
-
-    def __init__(self, plan: StepPlan, *, accum_steps: int, rank: int, world_size: int):
-        num_parts = accum_steps * world_size
-        if plan.batch_size % num_parts:
-            raise InputError(f"a step of {plan.batch_size} images cannot be shared by {num_parts} micro-batches (processes x accumulation): use a divisor")
-        self.plan = plan
-        self.accum_steps, self.rank, self.world_size = accum_steps, rank, world_size
-        self.start(epoch=0)
-
-    def start(self, *, epoch: int, step: int = 0) -> None:
-        """Choose what the next iteration yields: `epoch`, from its step `step` on."""
-        self.epoch, self.first_step = epoch, step
-
-    def __len__(self) -> int:
-        return (self.plan.num_steps - self.first_step) * self.accum_steps
-
-    def __iter__(self) -> Iterator[Part]:
-        steps = self.plan.steps(self.epoch)
-        length = self.plan.batch_size // (self.accum_steps * self.world_size)
-        for step in range(self.first_step, len(steps)):
-            size = self.plan.size(steps[step])
-            for micro_step in range(self.accum_steps):
-                start = (micro_step * self.world_size + self.rank) * length
-                positions = range(step * self.plan.batch_size + start, step * self.plan.batch_size + start + length)
-                yield Part(self.epoch, list(positions), steps[step, start : start + length].tolist(), size)
-
-
 def load_image(data: CocoData, index: int, max_size: tuple[int, int]) -> np.ndarray:
     """Image `index` (H, W, 3), uint8, resized to fit; InputError where it cannot be read or has another size than the annotations say."""
     path = data.file(index)
-    image = decoding.Encoded(read_file(path), lambda: open_file(path)) if decoding.simplejpeg else np.array(open_file(path))
+    image = opened(path)
     height, width = data.sizes[index].tolist()
     if image.shape[:2] != (height, width):
         raise InputError(f"{path} is {image.shape[1]}x{image.shape[0]} pixels, {data.path} says {width}x{height}: correct the one or the other")
-    size = fitted(height, width, max_size)
-    view = decoding.top(image, height)
-    return view if size == (height, width) else pixels.resized(view, size, InterpolationMode.BILINEAR)
+    return to_size(image, fitted(height, width, max_size))
 
 
 def load_target(data: CocoData, index: int, size: tuple[int, int], *, is_flipped: bool, has_masks: bool) -> dict[str, Tensor]:
@@ -174,14 +118,6 @@ def load_target(data: CocoData, index: int, size: tuple[int, int], *, is_flipped
     return target
 
 
-def _written(views: list[np.ndarray], size: tuple[int, int]) -> Tensor:
-    """(B, 3, H, W) uint8 of `size`, each view in the top left corner, zeros around."""
-    images = torch.zeros(len(views), *size, 3, dtype=torch.uint8)
-    for image, view in zip(images.numpy(), views, strict=True):
-        image[: view.shape[0], : view.shape[1]] = view
-    return images.permute(0, 3, 1, 2)
-
-
 class TrainingSet(Dataset):
     """Batches by `Part`, with uint8 images that `finished` is for.
 
@@ -195,23 +131,16 @@ class TrainingSet(Dataset):
     def __len__(self) -> int:
         return len(self.plan.images)
 
-    def _load(self, part: Part, place: int) -> tuple[int, np.ndarray, list[tuple[str, str]]]:
-        """The image at a place of the part: its index and itself, and what is damaged of those that were tried before it."""
-        index, position, damaged = part.images[place], part.positions[place], []
-        for one in itertools.chain([index], self.plan.replacements(part.epoch, position, index, part.size)):
-            try:
-                return one, load_image(self.plan.data, one, self.plan.max_size), damaged
-            except DamagedImage as error:
-                if not self.replaces_damaged:
-                    raise
-                damaged.append((error.name, error.reason))
-        raise InputError(f"no image can stand in for {damaged[0][0]}, which is damaged ({damaged[0][1]}): restore it or take it out of {self.plan.data.path}")
+    def _load(self, index: int) -> np.ndarray:
+        return load_image(self.plan.data, index, self.plan.max_size)
 
     def __getitems__(self, part: Part) -> Batch:
         data, words = self.plan.data, [self.plan.words(part.epoch, position) for position in part.positions]
         views, targets, indices, replaced, damaged = [], [], [], [], []
         for place, (*_, flip_word, _) in enumerate(words):
-            index, view, found = self._load(part, place)
+            index, position = part.images[place], part.positions[place]
+            others = self.plan.replacements(part.epoch, position, index, part.size)
+            index, view, found = first_sound(index, others, self._load, replaces=self.replaces_damaged)
             is_flipped = bool(flip_word & 1)
             views.append(view[:, ::-1] if is_flipped else view)
             targets.append(load_target(data, index, view.shape[:2], is_flipped=is_flipped, has_masks=self.has_masks))
@@ -220,7 +149,7 @@ class TrainingSet(Dataset):
             damaged += found
         originals = [tuple(data.sizes[index].tolist()) for index in indices]
         sizes = [view.shape[:2] for view in views]
-        return Batch(_written(views, part.size), sizes, originals, indices, targets, [one[:2] for one in words], tuple(replaced), tuple(damaged))
+        return Batch(written(views, part.size), sizes, originals, indices, targets, [one[:2] for one in words], tuple(replaced), tuple(damaged))
 
 
 class ValidationSet(Dataset):
@@ -243,16 +172,12 @@ class ValidationSet(Dataset):
         except DamagedImage as error:
             return Batch(torch.zeros(0, 3, DIVISOR, DIVISOR, dtype=torch.uint8), [], [], [], damaged=((error.name, error.reason),))
         size = view.shape[:2]
-        return Batch(_written([view], padded([size])), [size], [tuple(self.data.sizes[index].tolist())], [index])
+        return Batch(written([view], padded([size])), [size], [tuple(self.data.sizes[index].tolist())], [index])
 
 
 def finished(batch: Batch) -> Batch:
     """The batch with its uint8 images normalised, and zero in the padding; on the device they are on."""
-    images = augment.finish(batch.images, augment.gather_erased([]))
-    for image, (height, width) in zip(images, batch.sizes, strict=True):
-        image[:, height:] = 0
-        image[:, :, width:] = 0
-    return batch._replace(images=images)
+    return batch._replace(images=normalised(batch.images, batch.sizes))
 
 
 def _ready(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
@@ -264,64 +189,9 @@ def _ready(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
             yield batch._replace(targets=[{name: value.to(device, non_blocking=True) for name, value in one.items()} for one in batch.targets])
 
 
-@dataclass(frozen=True)
-class TrainLoader:
-    """Parts of any epoch's steps, from any step on, on the device; what is damaged among their images is in `damage`."""
-
-    loader: DataLoader
-    sampler: StepSampler
-    device: torch.device
-    damage: TrainingDamage
-
-    @property
-    def num_steps(self) -> int:
-        """Optimiser steps per epoch."""
-        return self.sampler.plan.num_steps
-
-    @property
-    def global_batch(self) -> int:
-        """Images per optimiser step, over all processes."""
-        return self.sampler.plan.batch_size
-
-    def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The process's micro-batches of `epoch` from step `first_step` on. DamagedImages, in every process, where too many are."""
-        self.sampler.start(epoch=epoch, step=first_step)
-        return self._watched(_ready(received(iter(self.loader)), self.device), num_batches=len(self.sampler))
-
-    def _watched(self, batches: Iterator[Batch], *, num_batches: int) -> Iterator[Batch]:
-        is_alone = self.damage.rank.world_size == 1
-        for i, batch in enumerate(batches, 1):
-            self.damage.add(batch.damaged)
-            if is_alone or i % SHARE_EVERY == 0 or i == num_batches:
-                self.damage.report()
-            yield batch
-
-
-@dataclass(frozen=True)
-class ValLoader:
-    """Each image of the process's share, on the device; those that are damaged are in `damage`."""
-
-    loader: DataLoader
-    device: torch.device
-    damage: ValidationDamage
-
-    def __iter__(self) -> Iterator[Batch]:
-        """A pass. Every process takes part to its end, where DamagedImages names what is damaged unless it is to be left out."""
-        num_damaged = 0
-        for batch in _ready(received(iter(self.loader)), self.device):
-            self.damage.add(batch.damaged)
-            num_damaged += len(batch.damaged)
-            if batch.indices:
-                yield batch
-        self.damage.end_pass(num_damaged)
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-
 def build_train_loader(
     plan: StepPlan, rank: Rank, *, has_masks: bool, settings: dict, accum_steps: int = 1, max_bad_images: int = 0, list_path: Path | None = None
-) -> TrainLoader:
+) -> StepLoader:
     """The training data in keyed order; `settings` of the DataLoader are those of `loading.loaders.loader_settings`.
 
     `max_bad_images`: so many that are damaged are borne, others standing in for them; `list_path` gets the list of them where it is long."""
@@ -329,7 +199,7 @@ def build_train_loader(
     log.info("training images %d of %d  steps %d of %d images", len(plan.images), len(plan.data), plan.num_steps, plan.batch_size)
     dataset = TrainingSet(plan, has_masks=has_masks, replaces_damaged=max_bad_images > 0)
     damage = TrainingDamage(rank, list_path, limit=max_bad_images, others="others of its shape")
-    return TrainLoader(DataLoader(dataset, batch_sampler=sampler, **settings), sampler, rank.device, damage)
+    return StepLoader(DataLoader(dataset, batch_sampler=sampler, **settings), sampler, damage, functools.partial(_ready, device=rank.device))
 
 
 def build_val_loader(
@@ -340,7 +210,9 @@ def build_val_loader(
     max_size: tuple[int, int] = MAX_SIZE,
     skips_damaged: bool = False,
     list_path: Path | None = None,
-) -> ValLoader:
+) -> ImageLoader:
     """Each image once, over all processes; `skips_damaged`: without those that cannot be read, else that is an error."""
     damage = ValidationDamage(rank, list_path, num_images=len(data), is_skipped=skips_damaged)
-    return ValLoader(DataLoader(ValidationSet(data, rank, max_size=max_size), batch_size=1, **settings), rank.device, damage)
+    return ImageLoader(
+        DataLoader(ValidationSet(data, rank, max_size=max_size), batch_size=1, **settings), damage, functools.partial(_ready, device=rank.device)
+    )

@@ -7,15 +7,14 @@ import re
 import torch
 from torch import Tensor, nn
 
+from features import names
 from run import checkpoint
 
 # Modules here, and there; what follows the first match of a pattern is the same.
 _RENAMED = (
-    (r"backbone\.fpn\.inner_blocks\.(\d+)\.0\.", r"neck.lateral_convs.{}.conv."),
-    (r"backbone\.fpn\.layer_blocks\.(\d+)\.0\.", r"neck.fpn_convs.{}.conv."),
+    *names.BACKBONE,
     (r"backbone\.fpn\.enlarge\.", "neck.extra_trans_convs.0.conv."),
     (r"backbone\.fpn\.fine_block\.", "neck.extra_fpn_convs.0.conv."),
-    (r"backbone\.body\.(?:model\.)?", "backbone."),
     (r"rpn\.head\.conv\.0\.0\.", "rpn_head.rpn_conv."),
     (r"rpn\.head\.cls_logits\.", "rpn_head.rpn_cls."),
     (r"rpn\.head\.bbox_pred\.", "rpn_head.rpn_reg."),
@@ -40,11 +39,7 @@ def published_name(name: str, num_laterals: int) -> str:
     coarse = re.match(r"backbone\.fpn\.extra_blocks\.convs\.(\d+)\.", name)
     if coarse:
         return f"neck.fpn_convs.{num_laterals + int(coarse[1])}.conv.{name[coarse.end() :]}"
-    for pattern, there in _RENAMED:
-        match = re.match(pattern, name)
-        if match:
-            return there.format(*match.groups()) + name[match.end() :]
-    raise KeyError(name)
+    return names.renamed(name, _RENAMED)
 
 
 def to_published(net: nn.Module) -> dict[str, Tensor]:
@@ -75,26 +70,15 @@ def from_published(net: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor
     return converted
 
 
-def is_published(state: dict[str, Tensor]) -> bool:
-    """Whether a state dict has the published names."""
-    return any(name.startswith("neck.") for name in state)
-
-
 def load(net: nn.Module, saved: dict, *, where: str) -> None:
     """Load a detector's checkpoint, ours or a published one, as `run.checkpoint.read` gives it. InputError names what does not fit."""
     state = checkpoint.weights(saved, where=where)
-    checkpoint.load_weights(net, from_published(net, state) if is_published(state) else state, where=where)
+    checkpoint.load_weights(net, from_published(net, state) if names.is_published(state) else state, where=where)
 
 
 def load_finetune(net: nn.Module, source: str) -> None:
     """Load what fits of a detector's checkpoint, ours or a published one; heads of other classes are dropped, which the log says."""
-    checkpoint.load_finetune(net, source, convert=lambda state: from_published(net, state) if is_published(state) else state)
-
-
-def num_channels(saved: dict, *, where: str) -> int:
-    """Channels of the pyramid of the detector in a checkpoint, ours or published."""
-    state = checkpoint.weights(saved, where=where)
-    return next(len(state[name]) for name in ("backbone.fpn.layer_blocks.0.0.bias", "neck.fpn_convs.0.conv.bias") if name in state)
+    checkpoint.load_finetune(net, source, convert=lambda state: from_published(net, state) if names.is_published(state) else state)
 
 
 def num_classes(saved: dict, *, where: str) -> int | None:

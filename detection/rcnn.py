@@ -16,7 +16,7 @@ from torchvision.ops._utils import convert_boxes_to_roi_format
 from torchvision.ops.poolers import LevelMapper
 
 from detection.matching import RATIOS, Anchors, KeyedSampler, Matcher, shared_count
-from detection.pyramid import Backbone
+from features.pyramid import Backbone
 
 ANCHOR_SIZE = 8  # strides
 NUM_ROI_MAPS = 4  # the finest, that boxes and masks are cut out of

@@ -10,7 +10,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import sigmoid_focal_loss
 
 from detection.matching import RATIOS, Anchors, shared_count
-from detection.pyramid import Backbone
+from features.pyramid import Backbone
 
 ANCHOR_SIZES = tuple(4 * 2 ** (i / 3) for i in range(3))  # strides
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from detection import names, networks
 from detection.batches import MAX_SIZE
+from features.names import num_channels
 from run import checkpoint
 from run.errors import InputError
 
@@ -34,7 +35,7 @@ def build(saved: dict, *, where: str, detector: str | None = None, model: str | 
     detector, model = args.get("detector", detector), args.get("model", model)
     if detector is None or model is None:
         raise InputError(f"{where} does not say what detector it holds", "add --detector mask_rcnn or retinanet, and --model, its backbone")
-    net = networks.build(detector, model, num_classes, channels=names.num_channels(saved, where=where))
+    net = networks.build(detector, model, num_classes, channels=num_channels(saved, where=where))
     names.load(net, saved, where=where)
     return Saved(net.eval(), saved.get("class_names") or [str(i) for i in range(num_classes)], tuple(saved.get("max_size") or MAX_SIZE))
 

@@ -10,13 +10,15 @@ from timm.scheduler import MultiStepLRScheduler
 from torch import Tensor, nn
 
 from detection import coco, names, networks
-from detection.batches import Batch, TrainLoader, ValLoader, build_plan, build_train_loader, build_val_loader
+from detection.batches import Batch, build_plan, build_train_loader, build_val_loader
 from detection.coco import CocoData
 from detection.config import Config
 from detection.evaluation import detect, evaluate
 from engine import EvalParts, TrainParts
+from features import weights
 from loading import augment, pixels
 from loading.loaders import loader_settings
+from loading.steps import ImageLoader, StepLoader
 from run import checkpoint, disk
 from run.checkpoint import TrainState
 from run.errors import InputError
@@ -29,7 +31,7 @@ PLACES = {"": "", "_50": "50: ", "_75": "75: "}  # of the figures that the conso
 # ---- data
 
 
-def open_data(cfg: Config) -> tuple[CocoData | None, CocoData]:
+def open_data(cfg: Config, rank: Rank) -> tuple[CocoData | None, CocoData]:
     """Training and validation data; for an evaluation None in place of the former. InputError where files are missing or wrong."""
     coco.mask_api()
     pixels.require()
@@ -50,7 +52,7 @@ def _named(data: CocoData) -> str:
     return ", ".join(pairs[:5]) + (f" and {len(pairs) - 5} more" if len(pairs) > 5 else "")
 
 
-def open_train_loader(cfg: Config, train: CocoData, rank: Rank, folder: Path) -> TrainLoader:
+def open_train_loader(cfg: Config, train: CocoData, rank: Rank, folder: Path) -> StepLoader:
     """The training data in keyed order. `folder` gets the list of damaged images, where there are many."""
     plan = build_plan(train, batch_size=cfg.batch_size * rank.world_size * cfg.grad_accum_steps, max_size=tuple(cfg.max_size), data_seed=cfg.data_seed)
     settings = loader_settings(cfg, rank, len(train))
@@ -58,7 +60,7 @@ def open_train_loader(cfg: Config, train: CocoData, rank: Rank, folder: Path) ->
     return build_train_loader(plan, rank, settings=settings, list_path=folder / "bad_images_train.txt", **parts)
 
 
-def open_val_loader(cfg: Config, val: CocoData, rank: Rank, folder: Path | None = None) -> ValLoader:
+def open_val_loader(cfg: Config, val: CocoData, rank: Rank, folder: Path | None = None) -> ImageLoader:
     """Each validation image once, over all processes. `folder` gets the list of damaged images, where there are many."""
     list_path = folder / "bad_images_val.txt" if folder else None
     settings = loader_settings(cfg, rank, len(val))
@@ -79,20 +81,13 @@ def build_net(cfg: Config, num_classes: int, *, is_new: bool) -> nn.Module:
     sizes = {"channels": cfg.channels, "rois_per_image": cfg.rois_per_image}
     net = networks.build(cfg.detector, cfg.model, num_classes, pretrained=cfg.pretrained and is_new, **sizes)
     if cfg.backbone_weights and is_new:
-        _load_backbone(cfg, net)
+        weights.load_backbone(net, cfg.model, cfg.backbone_weights)
     if cfg.finetune and is_new:
         names.load_finetune(net, cfg.finetune)
     return net
 
 
-def _load_backbone(cfg: Config, net: nn.Module) -> None:
-    is_local = "://" not in cfg.backbone_weights and not cfg.backbone_weights.startswith("hf-hub:")
-    if is_local and not Path(cfg.backbone_weights).expanduser().is_file():
-        raise InputError(
-            f"--backbone-weights {cfg.backbone_weights}: there is no such file",
-            f"put {cfg.model}'s ImageNet weights there, published or of main.py, name others, or start from random ones with --backbone-weights none",
-        )
-    networks.load_backbone(net, cfg.model, cfg.backbone_weights)
+load = names.load
 
 
 def build_scheduler(cfg: Config, optimizer: torch.optim.Optimizer, num_steps: int) -> MultiStepLRScheduler:
@@ -132,7 +127,7 @@ class Parts(TrainParts):
         losses = self.outputs(net, batch)
         return {**losses, "loss": networks.total(losses)}
 
-    def evaluate(self, state: TrainState, loader: ValLoader) -> dict:
+    def evaluate(self, state: TrainState, loader: ImageLoader) -> dict:
         figures, _ = score(unwrap(state.net), loader, self, data=self.data, metrics=self.metrics)
         return {**figures, "test_bad_images": loader.damage.num_skipped}
 
@@ -144,13 +139,18 @@ class Parts(TrainParts):
         return f"{name.replace('_', ' ')} {max(best[name], 0.0):.4f}"
 
 
+def build_parts(cfg: Config, val: CocoData, *, num_steps: int, **settings) -> Parts:
+    """What the training loop uses; `settings` are those that every task has."""
+    return Parts(data=val, metrics=cfg.scored, **settings)
+
+
 def told_figures(figures: dict[str, float], metrics: Iterable[str]) -> str:
     """`bbox mAP 0.4170 (50: 0.6340  75: 0.4540)`, for each metric."""
     parts = {metric: [f"{text}{figures[f'{metric}_mAP{place}']:.4f}" for place, text in PLACES.items()] for metric in metrics}
     return "  ".join(f"{metric} mAP {first} ({'  '.join(others)})" for metric, (first, *others) in parts.items())
 
 
-def score(net: nn.Module, loader: ValLoader, parts: EvalParts, *, data: CocoData, metrics: tuple[str, ...]) -> tuple[dict[str, float], dict]:
+def score(net: nn.Module, loader: ImageLoader, parts: EvalParts, *, data: CocoData, metrics: tuple[str, ...]) -> tuple[dict[str, float], dict]:
     """Average precision by published name, and per class by metric: the same for any number of processes, and known to all of them."""
     progress = Progress(len(loader), log.info, what="images evaluated")
     with parts.autocast(parts.rank.device):
@@ -160,19 +160,19 @@ def score(net: nn.Module, loader: ValLoader, parts: EvalParts, *, data: CocoData
     return gather_objects(found, parts.rank)[0]
 
 
-def report(net: nn.Module, loader: ValLoader, parts: EvalParts, *, data: CocoData, metrics: tuple[str, ...], report: str | None) -> None:
-    """Evaluate and print the line that ends `--eval`; write the average precision of each class to the CSV file `report`."""
-    figures, per_class = score(net, loader, parts, data=data, metrics=metrics)
-    if report and parts.rank.is_main:
-        with disk.writing_csv(Path(report), ["class", *(f"{metric}_mAP" for metric in metrics)], flag="--report") as writer:
+def report(net: nn.Module, loader: ImageLoader, parts: EvalParts, *, cfg: Config, data: CocoData) -> None:
+    """Evaluate and print the line that ends `--eval`; write the average precision of each class to the CSV file of --report."""
+    figures, per_class = score(net, loader, parts, data=data, metrics=cfg.scored)
+    if cfg.report and parts.rank.is_main:
+        with disk.writing_csv(Path(cfg.report), ["class", *(f"{metric}_mAP" for metric in cfg.scored)], flag="--report") as writer:
             for name in data.class_names:
-                writer.writerow([name, *(f"{per_class[metric][name]:.6f}" if name in per_class[metric] else "" for metric in metrics)])
+                writer.writerow([name, *(f"{per_class[metric][name]:.6f}" if name in per_class[metric] else "" for metric in cfg.scored)])
     num_skipped = loader.damage.num_skipped
     skipped = f"  damaged images left out: {num_skipped}" if num_skipped else ""
-    log.info("Average precision on the %d test images: %s%s", len(data) - num_skipped, told_figures(figures, metrics), skipped)
+    log.info("Average precision on the %d test images: %s%s", len(data) - num_skipped, told_figures(figures, cfg.scored), skipped)
 
 
-def announce(cfg: Config, loader: TrainLoader, rank: Rank) -> None:
+def announce(cfg: Config, loader: StepLoader, rank: Rank) -> None:
     """Say what is about to run, and warn of what is rarely meant."""
     parts = (cfg.detector, cfg.model, cfg.batch_size, rank.world_size, cfg.grad_accum_steps, loader.global_batch, cfg.lr, rank.device)
     log.info("%s of %s  batch %d x %d processes x %d accumulation = global batch %d  learning rate %g  on %s", *parts)

@@ -80,10 +80,10 @@ def build_teacher(cfg: Config, loader: TrainLoader, rank: Rank, *, num_classes: 
     )
 
 
-def check_teacher(cfg: Config, net: nn.Module, val_images: Images, rank: Rank) -> None:
+def check_teacher(cfg: Config, net: nn.Module, val_images: Images, rank: Rank, num_images: int = datasets.NUM_TEACHER_IMAGES) -> None:
     """InputError where the teacher `net` recognises too few of some validation images. It runs as it does in training."""
     parts = engine.EvalParts(rank=rank, amp_dtype=amp_dtype(rank.device), memory_format=torch.channels_last)
-    loader = datasets.build_teacher_loader(cfg, val_images, rank)
+    loader = datasets.build_teacher_loader(cfg, val_images, rank, num_images)
     engine.check_teacher(net, loader, parts, num_classes=len(val_images.classes), min_acc1=cfg.teacher_min_acc1)
 
 

@@ -107,6 +107,24 @@ def eval_transform(input_size: int, crop: float, loader: str = "fast") -> Transf
     return Transform(transforms.Compose([to_size, transforms.CenterCrop(input_size)]), None, is_fast=False)
 
 
+def crop_transform(input_size: int, loader: str = "fast") -> Transform:
+    """Centre crop alone, for images made at their final size; smaller ones are enlarged first: image -> as `eval_transform`."""
+    if loader == "fast":
+        return Transform(transforms.Compose([pixels.CenterCrop(input_size)]), None, is_fast=True)
+    return Transform(transforms.Compose([_AtLeast(input_size), transforms.CenterCrop(input_size)]), None, is_fast=False)
+
+
+@dataclass(frozen=True)
+class _AtLeast:
+    """PIL images with a short side of `size` pixels at least, the smaller ones enlarged, bicubic."""
+
+    size: int
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        is_small = min(image.size) < self.size
+        return transforms.functional.resize(image, self.size, transforms.InterpolationMode.BICUBIC) if is_small else image
+
+
 def train_transform(cfg: Config) -> Transform:
     """The recipe's augmentation: image -> (3, input_size, input_size) normalised float32. InputError where --aa is no policy."""
     try:

@@ -41,9 +41,11 @@ def _as_is(batch: Batch) -> Batch:
     return batch
 
 
-def _ready(batches: Iterator[Batch], device: torch.device, *, num_batches: int, purpose: str, prepare: Callable[[Batch], Batch] = _as_is) -> Iterator[Batch]:
-    """The `num_batches` batches on `device`, finished and prepared, the next one while the last is in use; says with the last of them how
-    many images Pillow had to decode."""
+def _ready(
+    batches: Iterator[Batch], device: torch.device, *, num_batches: int | None, purpose: str, prepare: Callable[[Batch], Batch] = _as_is
+) -> Iterator[Batch]:
+    """The batches on `device`, finished and prepared, the next one while the last is in use; with the `num_batches`-th, which is the last, it says
+    how many images Pillow had to decode; nothing where that is None."""
     num_fallbacks = num_images = 0
     for i, batch in enumerate(prefetched(batches, lambda batch: prepare(_to_device(batch, device)), device), 1):
         num_fallbacks, num_images = num_fallbacks + batch.num_fallbacks, num_images + len(batch.targets)
@@ -108,10 +110,13 @@ class TrainLoader:
 
 @dataclass(frozen=True)
 class ValLoader:
-    """Batches (images, targets) of a process's share of the validation images; those that are damaged are in `damage`."""
+    """Batches (images, targets) of a process's share of the validation images; those that are damaged are in `damage`.
+
+    `says_fallbacks`: a pass ends with a line on the images that Pillow had to decode, where there are any."""
 
     loader: DataLoader
     damage: ValidationDamage
+    says_fallbacks: bool = True
 
     def shape(self, input_size: int) -> tuple[int, int, int, int]:
         """Of the images in each batch but an odd last one."""
@@ -123,7 +128,8 @@ class ValLoader:
 
     def _watched(self, batches: Iterator[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         num_damaged = 0
-        for batch in _ready(batches, self.damage.rank.device, num_batches=len(self.loader), purpose="evaluation"):
+        num_batches = len(self.loader) if self.says_fallbacks else None
+        for batch in _ready(batches, self.damage.rank.device, num_batches=num_batches, purpose="evaluation"):
             self.damage.add(batch.damaged)
             num_damaged += len(batch.damaged)
             if len(batch.targets):

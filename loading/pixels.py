@@ -159,6 +159,21 @@ class ResizedCenterCrop:
         return _first(_RESIZE[InterpolationMode.BICUBIC](part, size, False, *scales))[square]
 
 
+class CenterCrop:
+    """torchvision's CenterCrop of images whose sides are at least `size`; smaller ones are enlarged to it, bicubic, instead of padded."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self._enlarge = ResizedCenterCrop(size, size)
+
+    def __call__(self, image: np.ndarray | Encoded) -> np.ndarray:
+        height, width, _ = image.shape
+        if min(height, width) < self.size:
+            return self._enlarge(image)
+        start_y, start_x = (round((side - self.size) / 2) for side in (height, width))
+        return np.ascontiguousarray(top(image, start_y + self.size)[start_y:, start_x : start_x + self.size])
+
+
 class RandomHorizontalFlip(transforms.RandomHorizontalFlip):
     """torchvision's, with OpenCV's kernel."""
 

@@ -116,13 +116,13 @@ def pick_forms(text: str, known: tuple[str, ...]) -> list[str]:
     return forms
 
 
-def load(args: argparse.Namespace) -> list[Trained]:
-    """The networks of --model with the weights of --resume."""
+def load(args: argparse.Namespace, load_one: Callable[..., Trained] = load_trained) -> list[Trained]:
+    """The networks of --model with the weights of --resume, each by `load_one`."""
     names = args.model.split(",")
     sources = args.resume.split(",") if args.resume else [None] * len(names)
     if len(sources) != len(names):
         raise InputError(f"--resume names {len(sources)} checkpoints, --model {len(names)} networks: give one for each, in the same order")
-    return [load_trained(name, source, use_ema=args.use_ema, img_size=args.img_size) for name, source in zip(names, sources, strict=True)]
+    return [load_one(name, source, use_ema=args.use_ema, img_size=args.img_size) for name, source in zip(names, sources, strict=True)]
 
 
 def read_accuracies(table: str, column: str) -> dict[str, float]:

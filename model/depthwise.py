@@ -12,6 +12,7 @@ from torch.nn.functional import conv2d
 
 WIDEST_QUICK_KERNEL = 3
 FEW_POSITIONS = 25  # of an output map, up to which the gradient for the weights is also quicker here with a stride
+TOO_FEW_POSITIONS = 4  # up to which torch's own is the quicker one
 CHUNK = 2**18  # elements of the images that are convolved with their gradients at once: they stay in the cache
 
 
@@ -60,7 +61,8 @@ class _Depthwise(torch.autograd.Function):
 
 
 def _is_slow_weight(weight: Tensor, grad: Tensor, stride) -> bool:
-    return min(weight.shape[2:]) > WIDEST_QUICK_KERNEL and (max(stride) == 1 or grad.shape[2] * grad.shape[3] <= FEW_POSITIONS)
+    positions = grad.shape[2] * grad.shape[3]
+    return min(weight.shape[2:]) > WIDEST_QUICK_KERNEL and positions > TOO_FEW_POSITIONS and (max(stride) == 1 or positions <= FEW_POSITIONS)
 
 
 def interleave(parts: list[Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ comparison.py       runs side by side in tables
 following.py        progress of running jobs
 plots.py            curves of runs
 scatter.py          accuracy against cost
+robustness.py       accuracy on other and on corrupted images, side by side
 inspection.py       a network opened, its layers named, photographs fed
 features.py         branches of a token mixer
 receptive_field.py  effective receptive fields

@@ -122,7 +122,7 @@ def to_cells(rows: list[Row], columns: list[Column], digits: int) -> list[list[s
 
 
 def _is_left(heading: str) -> bool:
-    return heading in ("run", "learning rate")
+    return heading in ("run", "learning rate", "set")
 
 
 def as_table(cells: list[list[str]]) -> str:

@@ -15,6 +15,7 @@ optim.py       optimiser, schedule, EMA
 clipping.py    gradient clipping
 skipping.py    steps that are not finite, left out on the device
 watch.py       what to do about too many of them
+state.py       what is trained: network, EMA, optimiser, schedule
 checkpoint.py  read, save, resume, fine-tune
 integrity.py   checksums inside checkpoints
 folder.py      the run's folder: its lock, and what in it to continue from

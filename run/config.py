@@ -82,9 +82,21 @@ class Config(RunConfig):
     compile_mode: str = setting("default", "torch.compile's mode", choices=("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"))
     memory_format: str = setting("auto", "layout of activations; auto: channels_last", choices=("auto", "nchw", "channels_last"))
     # weights
+    dry_run: bool = setting(False, "look at all that the run needs, tell every fault, and what a step and the run will cost, and exit; leaves nothing behind")
     use_ema: bool = setting(False, "evaluate a checkpoint's EMA weights instead of the raw ones")
-    report: str | None = setting(None, "with --eval: CSV file for per-class accuracy and the confusion matrix")
+    report: str | None = setting(None, "with --eval: CSV file for per-class accuracy and the confusion matrix, or .json for all that was measured")
     pretrained: bool = setting(False, "start from the model's published weights: base variant without, dist variant with distillation")
+    # robustness
+    inc_path: str | None = setting(None, "with --eval: folder of ImageNet-C or of what tools/corrupt_images.py writes, <corruption>/<1..5>/<class>/")
+    ina_path: str | None = setting(None, "with --eval: folder of ImageNet-A, a folder per class named by its WordNet id")
+    inr_path: str | None = setting(None, "with --eval: folder of ImageNet-R, laid out like ImageNet-A")
+    insk_path: str | None = setting(None, "with --eval: folder of ImageNet-Sketch, laid out like ImageNet-A")
+    inv2_path: str | None = setting(None, "with --eval: folder of ImageNet-V2, of one variant or of several in folders of their own")
+    real_labels: str | None = setting(
+        None, "with --eval: measure the validation images against the labels of ReaL too: timm's, or those of a JSON file", nargs="?", const="timm"
+    )
+    fgsm_test: bool = setting(False, "with --eval: measure the validation images after FGSM's step of 1/255 too")
+    pgd_test: bool = setting(False, "with --eval: measure the validation images after five steps of PGD, within 1/255, too")
     # EMA
     model_ema: bool = setting(True, "keep an exponential moving average of the weights and evaluate it each epoch")
     model_ema_decay: float = setting(0.99996, "its decay per optimiser step", at_least=0, at_most=1)
@@ -192,6 +204,23 @@ class Config(RunConfig):
         return self.teacher_labels_mode if self.teacher_labels else "off"
 
     @property
+    def set_flags(self) -> list[str]:
+        """The flags of the sets of images that are to be evaluated besides the validation images."""
+        paths = {"--inc-path": self.inc_path, "--ina-path": self.ina_path, "--inr-path": self.inr_path, "--insk-path": self.insk_path}
+        return [flag for flag, path in {**paths, "--inv2-path": self.inv2_path}.items() if path]
+
+    @property
+    def robustness_flags(self) -> list[str]:
+        """Those, and the flags of what else is to be measured on the validation images."""
+        others = {"--real-labels": self.real_labels, "--fgsm-test": self.fgsm_test, "--pgd-test": self.pgd_test}
+        return self.set_flags + [flag for flag, is_on in others.items() if is_on]
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are validation images: an evaluation of other sets needs none."""
+        return not (self.eval and self.set_flags and self.data_set != "DIGITS" and not self.data_path)
+
+    @property
     def is_mixing(self) -> bool:
         """Whether mixup or CutMix is on, and so targets are distributions."""
         return self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None
@@ -201,6 +230,7 @@ RUN_GROUPS = {"run": "output_dir", "optimiser": "opt", "loading": "data_seed"}  
 GROUPS = RUN_GROUPS | {
     "network": "model",
     "weights and their evaluation": "use_ema",
+    "robustness": "inc_path",
     "EMA": "model_ema",
     "rates and schedule": "weight_decay",
     "augmentation": "three_augment",
@@ -260,6 +290,18 @@ def _adopted(settings: dict) -> dict:
     return {name: value for name, value in stored.items() if name not in settings and value != SETTINGS.fields[name].default}
 
 
+def _robustness_rules(cfg: Config) -> list[tuple[bool, str]]:
+    flags, on_validation = cfg.robustness_flags, [flag for flag in cfg.robustness_flags if flag not in cfg.set_flags]
+    return [
+        (bool(flags) and not cfg.eval, f"{' '.join(flags)}: networks are tried on these by an evaluation: add --eval"),
+        (bool(on_validation) and not cfg.has_validation, f"{' '.join(on_validation)}: these are measured on the validation images: add --data-path"),
+        (
+            bool(cfg.report) and not cfg.has_validation and not cfg.report.lower().endswith(".json"),
+            f"--report {cfg.report}: the table of classes is of the validation images: add --data-path, or name a .json file for the sets' accuracies",
+        ),
+    ]
+
+
 def run_rules(cfg: RunConfig) -> list[tuple[bool, str]]:
     """What is wrong with settings that every kind of training has, as `refuse` takes it."""
     return [
@@ -278,7 +320,11 @@ def validate(cfg: Config) -> None:
         *run_rules(cfg),
         (cfg.eval and not (cfg.resume or cfg.pretrained), "--eval needs weights: add --resume FILE or --pretrained"),
         (cfg.use_ema and not (cfg.eval and cfg.resume), "--use-ema chooses weights of a checkpoint: it needs --eval --resume FILE"),
-        (cfg.data_set != "DIGITS" and not cfg.data_path, f"--data-set {cfg.data_set} needs --data-path, the folder that holds {DATA_FILES.get(cfg.data_set)}"),
+        *_robustness_rules(cfg),
+        (
+            cfg.data_set != "DIGITS" and not cfg.data_path and cfg.has_validation,
+            f"--data-set {cfg.data_set} needs --data-path, the folder that holds {DATA_FILES.get(cfg.data_set)}",
+        ),
         (cfg.data_set == "DIGITS" and bool(cfg.data_path), "--data-set DIGITS comes with scikit-learn and takes no --data-path: drop one of them"),
         (
             cfg.val_split is not None and cfg.data_set not in ("IMNET", "FLOWERS"),

@@ -1,5 +1,6 @@
 """The exceptions for what a user can put right: bad flags, files, data or checkpoints; a full disk."""
 
+import contextlib
 import re
 
 
@@ -30,6 +31,33 @@ class DamagedImages(InputError):
 
 class DiskFull(InputError):
     """Something could not be written for want of room; nothing of it is left, and it may be tried again."""
+
+
+SEPARATOR = "\nerror: "  # so that each of several faults is a line of its own
+
+
+class Faults:
+    """Faults found one after the other, to be told together."""
+
+    def __init__(self):
+        self.texts: list[str] = []
+
+    @contextlib.contextmanager
+    def looking(self):
+        """For a block that looks at one thing: its InputError is kept, and what comes after the block is looked at nevertheless."""
+        try:
+            yield
+        except InputError as error:
+            self.add(*str(error).split(SEPARATOR))
+
+    def add(self, *texts: str) -> None:
+        """Keep these faults, each of them once."""
+        self.texts += [text for text in dict.fromkeys(texts) if text not in self.texts]
+
+    def refuse(self) -> None:
+        """InputError with all of them; nothing where there are none."""
+        if self.texts:
+            raise InputError(SEPARATOR.join(self.texts))
 
 
 def first_line(error: BaseException) -> str:

@@ -14,10 +14,11 @@ from run.hardware import pick_device
 from utils import Rank, barrier, log, seed_all
 
 
-def start_process(device: str, seed: int) -> Rank:
+def start_process(device: str, seed: int, *, is_alone: bool = False) -> Rank:
     """Join the launcher's other processes, choose the device, seed, start logging. Called once, by main.
 
-    The launcher (torchrun) speaks through the environment; without one there is a single process."""
+    The launcher (torchrun) speaks through the environment; without one there is a single process. `is_alone`: the others are counted, but not
+    met, and need not be there."""
     env = os.environ
     world_size, index = int(env.get("WORLD_SIZE", 1)), int(env.get("RANK", 0))
     local_index = int(env.get("LOCAL_RANK", 0))
@@ -25,7 +26,7 @@ def start_process(device: str, seed: int) -> Rank:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     control = None
-    if world_size > 1:
+    if world_size > 1 and not is_alone:
         join_processes("nccl" if chosen.type == "cuda" else "gloo")
         control = dist.new_group(backend="gloo")
     rank = Rank(index, world_size, local_index, int(env.get("LOCAL_WORLD_SIZE", 1)), chosen, control)

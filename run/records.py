@@ -173,13 +173,18 @@ class _TensorBoard:
         """Nothing is open between two epochs."""
 
 
+def import_wandb():
+    """The package that --project needs; InputError where it is not there."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise InputError("--project needs wandb: pip install wandb, or drop the flag") from error
+    return wandb
+
+
 class _WeightsAndBiases:
     def __init__(self, cfg: RunConfig, folder: Path):
-        try:
-            import wandb
-        except ImportError as error:
-            raise InputError("--project needs wandb: pip install wandb, or drop the flag") from error
-        self.run = wandb.init(project=cfg.project, dir=str(folder), name=folder.name, config=vars(cfg), resume="allow")
+        self.run = import_wandb().init(project=cfg.project, dir=str(folder), name=folder.name, config=vars(cfg), resume="allow")
 
     def write(self, record: dict) -> None:
         self.run.log(record, step=record["epoch"])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from run.errors import InputError
+from run.errors import Faults, InputError
 
 
 def setting(default, text: str, *, choices=None, nargs=None, alias: str = "", const=None, above=None, at_least=None, at_most=None):
@@ -159,14 +159,16 @@ class Settings:
             raise InputError(f"--config {path} is not YAML: {error}") from error
         if not isinstance(recipe, dict):
             raise InputError(f"--config {path} holds no settings: write one 'key: value' per line")
-        settings = {}
+        settings, faults = {}, Faults()
         for key, value in recipe.items():
             name = self.aliases.get(key, str(key).replace("-", "_"))
-            if name not in self.fields:
-                raise InputError(f"{path}: unknown setting '{key}'{_hint(name, self.fields)}")
-            if name in settings:
-                raise InputError(f"{path}: setting '{key}' is given twice")
-            settings[name] = self.value(name, value, where=f"{path}: {key}")
+            with faults.looking():
+                if name not in self.fields:
+                    raise InputError(f"{path}: unknown setting '{key}'{_hint(name, self.fields)}")
+                if name in settings:
+                    raise InputError(f"{path}: setting '{key}' is given twice")
+                settings[name] = self.value(name, value, where=f"{path}: {key}")
+        faults.refuse()
         return settings
 
     def _formatter(self, prog: str) -> argparse.HelpFormatter:
@@ -216,25 +218,30 @@ class Settings:
             given, unknown = parser.parse_known_args(_normalise(argv))
         except argparse.ArgumentError as error:
             raise InputError(str(error)) from error
-        if unknown:
-            flag = unknown[0].partition("=")[0]
-            known = [flag for action in parser._actions for flag in action.option_strings]
-            raise InputError(f"unknown flag {flag}{_hint(flag, known)}" if flag.startswith("-") else f"stray argument '{flag}': values follow a --flag")
-        given = vars(given)
+        faults, given = Faults(), vars(given)
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        flags = [text.partition("=")[0] for text in unknown if text.startswith("-")]
+        faults.add(*(f"unknown flag {flag}{_hint(flag, known)}" for flag in flags))
+        if unknown and not flags:  # beside unknown flags they may be those flags' values
+            faults.add(f"stray argument '{unknown[0]}': values follow a --flag")
         notes = [f"--{name.replace('_', '-')} has no effect: {reason}" for name, (_, reason) in self.without_effect.items() if given.pop(name, None)]
         recipe = given.pop("config", None)
-        settings = self.load(recipe) if recipe else {}
+        settings = {}
+        with faults.looking():
+            settings = self.load(recipe) if recipe else {}
         for name, value in given.items():
             value = dict(value) if _value_type(self.fields[name]) is dict else value
-            settings[name] = self.value(name, value, where=_flags(name)[0])
+            with faults.looking():
+                settings[name] = self.value(name, value, where=_flags(name)[0])
+        faults.refuse()
         return settings, notes
 
 
 def refuse(rules: list[tuple[bool, str]]) -> None:
-    """InputError with the message of the first rule that holds."""
-    for is_wrong, message in rules:
-        if is_wrong:
-            raise InputError(message)
+    """InputError with the messages of all rules that hold."""
+    faults = Faults()
+    faults.add(*(message for is_wrong, message in rules if is_wrong))
+    faults.refuse()
 
 
 def dump(settings) -> str:

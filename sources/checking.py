@@ -13,11 +13,11 @@ from loading.images import ENDINGS, NO_IMAGE, Images, Paths, is_image_name, open
 from loading.loaders import loader_settings
 from run.config import Config
 from run.errors import DamagedImage, InputError
-from sources import archives
+from sources import archives, packed, parquet
 from sources.cache import Cache, default_folder
 from sources.files import Files, describe
 from sources.progress import Progress
-from sources.stored import Ranges
+from sources.stored import Ranges, Source
 from sources.table import Table
 from utils import Rank
 
@@ -37,7 +37,7 @@ DAMAGED, NOT_AN_IMAGE, FALLBACK = "damaged", "not an image", "read by the fallba
 
 
 class Tree(NamedTuple):
-    """The images in and below a folder: parts, each of the files there or of a tar; tars that cannot be read; how many other files there
+    """The images in and below a folder: parts, each of the files there or of a file of many; such files that cannot be read; how many other files there
     are, which the loaders pass over."""
 
     parts: list[Images]
@@ -50,12 +50,12 @@ class Tree(NamedTuple):
 
 
 def find_images(root: Path) -> Tree:
-    """The images in `root`, a folder of any depth without its hidden folders, or a tar. InputError where there are none."""
+    """The images in `root`, a folder of any depth without its hidden folders, or a file of many. InputError where there are none."""
     if not root.exists():
-        raise InputError(f"{root}: there is no such folder or tar")
+        raise InputError(f"{root}: there is no such folder or file")
     paths = _walk(root) if root.is_dir() else [str(root)]
     files = [path for path in paths if is_image_name(path)]
-    found = [path for path in paths if path.lower().endswith((".tar", ".zip"))]
+    found = [path for path in paths if path.lower().endswith(HOLDERS)]
     parts, problems = [_unlabelled(Paths(files))] if files else [], []
     for path in found:
         try:
@@ -64,15 +64,22 @@ def find_images(root: Path) -> Tree:
             problems.append(Problem(path, DAMAGED, str(error)))
             continue
         if len(members):
-            parts.append(_unlabelled(members))
+            parts.append(_unlabelled(members).part(members.storage_order()))
     if not parts and not problems:
-        raise InputError(f"{root} holds no images ({', '.join(ENDINGS)}), and no tars or zips of them")
+        raise InputError(f"{root} holds no images ({', '.join(ENDINGS)}), and no files of them ({', '.join(HOLDERS)})")
     return Tree(parts, problems, len(paths) - len(files) - len(found))
 
 
-def _members(path: str) -> Ranges:
-    """The images in a tar or zip. InputError where it is not whole."""
+HOLDERS = (".tar", ".zip", packed.ENDING, ".parquet")  # files of many images
+
+
+def _members(path: str) -> Source:
+    """The images in a tar or zip, a packed or a parquet file. InputError where it is not whole."""
     files = Files(describe([path]), Cache(default_folder(), 0))
+    if path.lower().endswith(packed.ENDING):
+        return packed.Packed(files)
+    if path.lower().endswith(".parquet"):
+        return parquet.Rows(files, Table(*parquet.list_rows(files)))
     return Ranges(files, Table(*archives.list_images(files)))
 
 

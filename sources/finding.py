@@ -54,6 +54,8 @@ def open_root(path: str, cache: Cache) -> Root:
     local = Path(path).expanduser()
     if local.is_file() and local.suffix.lower() in (".zip", ".tar"):
         return Root(str(local), True, [], [], cache)
+    if local.is_file():
+        raise InputError(_of_file(local))
     if not local.is_dir():
         raise InputError(
             f"--data-path {local} is no folder: it must hold train/ and val/, each with a folder per class, or tars, zips, packed files, shards, parquet files "
@@ -61,6 +63,31 @@ def open_root(path: str, cache: Cache) -> Root:
         )
     below = list_folder(str(local / "data")) if (local / "data").is_dir() else []
     return Root(str(local), False, list_folder(str(local)), below, cache)
+
+
+COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst")
+
+
+def _of_file(path: Path) -> str:
+    """Why a file cannot be --data-path."""
+    if path.suffix.lower() in COMPRESSED:
+        return f"--data-path {path} is compressed as a whole, so that no image in it can be read by itself: unpack it, or make it a plain tar, as gunzip does"
+    return f"--data-path {path} is a file: name the folder it lies in, {path.parent}; only a tar or zip that holds train/ and val/ is named itself"
+
+
+def missing(cfg: Config, split: str) -> InputError:
+    """The error where --data-path holds no images of a split: what lies there instead, and what should."""
+    roots = [Path(path).expanduser() for path in roots_of(cfg.data_path) if not remote.is_url(path)]
+    asked = f" as --data-format {cfg.data_format}" if cfg.data_format != "auto" else ""
+    files = f"{split}.tar, {split}.zip, {split}.pack, {split}.csv, shards or parquet files of {split}"
+    fact = f"--data-path {cfg.data_path} holds neither {split}/ nor {files}{asked}"
+    for root in (root for root in roots if root.is_dir()):
+        names = [path.name for path in root.iterdir() if path.suffix.lower() in COMPRESSED]
+        if names:
+            return InputError(f"{fact}, but {min(names)}", "unpack it, or make it a plain tar, for images inside compressed files cannot be read one by one")
+        if root.name in SPLITS[split] and any(path.is_dir() for path in root.iterdir()):
+            return InputError(fact, f"name the folder above, {root.parent}")
+    return InputError(fact, "put the images there, in a folder per class" + (", or drop --data-format" if asked else ""))
 
 
 # ---- one split

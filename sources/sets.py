@@ -10,7 +10,7 @@ from torchvision.datasets import CIFAR100
 from loading.images import Images, Paths, open_file, read_file
 from run.config import Config
 from run.errors import InputError
-from sources.finding import open_splits
+from sources.finding import missing, open_splits
 from sources.folders import class_folders
 from sources.parts import settle
 
@@ -25,7 +25,7 @@ def open_folders(cfg: Config, val_name: str = "val") -> tuple[Images | None, Ima
     root = cfg.data_path
     train, val = open_splits(cfg, val_name)
     if train is None and (val is None or not cfg.eval):
-        raise InputError(f"--data-path {root} holds neither train/ nor {_TRAIN_FILES}: put the training images there, in a folder per class")
+        raise missing(cfg, "train")
     if cfg.val_split is not None:
         if val is not None:
             raise InputError(f"--val-split holds images out of train/, but there are images of {val_name} at {root}: drop one of them")
@@ -34,9 +34,6 @@ def open_folders(cfg: Config, val_name: str = "val") -> tuple[Images | None, Ima
     if val is None:
         raise InputError(f"--data-path {root} has no {val_name}/: add it, or hold out a tenth of train/ with --val-split 0.1")
     return train, val
-
-
-_TRAIN_FILES = "train.tar, train.zip, train.pack, train.csv, shards or parquet files of train"
 
 
 def open_cifar(cfg: Config) -> tuple[Images, Images]:

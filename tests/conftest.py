@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ from tools.export_digits import export
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell has what it starts in the background ignore
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as nohup does
 
 
 @pytest.fixture(autouse=True)
@@ -48,25 +51,28 @@ def layouts(digits_folder, tmp_path_factory):
     return get
 
 
-SHORT_RUN = [
-    "--model=recnext_m0", "--input-size=32", "--batch-size=16", "--mix-group-size=16", "--mix-lanes=2", "--epochs=2", "--warmup-epochs=1", "--lr=3e-2",
+FEW_STEPS = [
+    "--input-size=32", "--batch-size=16", "--mix-group-size=16", "--mix-lanes=2", "--epochs=2", "--warmup-epochs=1", "--lr=3e-2",
     "--model-ema-decay=0.9", "--num_workers=0", "--hflip=0", "--device=cpu",
 ]  # fmt: skip
+SMALL_NET = {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 128)}  # of RecNeXt-M
+SHORT_RUN = ["--model=recnext_m0", "--model-kwargs", *(f"{name}={list(values)}".replace(" ", "") for name, values in SMALL_NET.items()), *FEW_STEPS]
 
 
 # A network whose checkpoints are small, for tests of files. In channels-last its backward pass crashes in oneDNN (torch 2.14).
 TINY = ["--model=resnet18", "--model-kwargs", "channels=[4,8,8,8]", "layers=[1,1,1,1]", "--memory-format=nchw"]
-TINY_RUN = [*SHORT_RUN, *TINY, "--distillation-type=none"]
+TINY_RUN = [*FEW_STEPS, *TINY, "--distillation-type=none"]
 
 
 @pytest.fixture
 def short_run(digits_folder, capsys):
-    """Run main in this process on the small folder; returns what it printed. Flags given override those of the short run."""
+    """Run main in this process on the small folder; returns what it printed. Flags given override those of the short run, a model its network."""
 
     def run(*flags: str) -> str:
         data = [] if any("--data" in flag for flag in flags) else [f"--data-path={digits_folder}"]
         distillation = [] if any("--distill" in flag or "--finetune" in flag for flag in flags) else ["--distillation-type=none"]
-        main.main([*SHORT_RUN, *data, *distillation, *flags])
+        short = FEW_STEPS if any(flag.startswith("--model=") for flag in flags) else SHORT_RUN
+        main.main([*short, *data, *distillation, *flags])
         return capsys.readouterr().out
 
     return run
@@ -79,3 +85,10 @@ def read_log(folder: Path) -> list[dict]:
 def run_command(*args: str, **env: str) -> subprocess.CompletedProcess:
     """A command of the project as a user runs it, from the root, in a process of its own."""
     return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **env}, timeout=300)
+
+
+def run_processes(*runs: tuple[int, str, list[str]]) -> list[tuple[list[int], str, str]]:
+    """Exit codes, standard error and standard output of each run: a number of processes, a module, arguments for its `main`."""
+    done = run_command("tests/programs/processes.py", json.dumps(runs))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)

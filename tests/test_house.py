@@ -20,10 +20,14 @@ MAY_IMPORT = {
     "engine": "utils run loading losses",
     "distillation": "utils run loading model datasets engine",
     "deployment": "utils run loading sources datasets engine",
+    "robustness": "utils run loading sources datasets engine",
     "reporting": "run loading model",
-    "measuring": "utils run model deployment reporting",
+    "measuring": "utils run model loading losses engine distillation deployment reporting",
+    "preflight": "utils run loading model losses datasets engine distillation measuring",
     "publishing": "run model deployment measuring",
-    "detection": "utils run model loading sources engine",
+    "features": "utils run model loading engine",
+    "detection": "utils run loading sources engine features",
+    "segmentation": "utils run loading sources engine features deployment",
 }
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("[!.]*/__init__.py") if path.parent.name not in ("tests", "benchmarks"))
 COMMANDS = {path.stem for path in ROOT.glob("*.py")} - set(MAY_IMPORT)

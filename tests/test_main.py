@@ -19,7 +19,7 @@ from loading import keys
 from loading.batches import Batch
 from run import checkpoint, config, records
 from run.errors import InputError
-from tests.conftest import ROOT, SHORT_RUN, read_log, run_command
+from tests.conftest import ROOT, SHORT_RUN, SMALL_NET, TINY_RUN, read_log, run_command
 
 PUBLISHED_KEYS = ["train_lr", "train_loss", "test_loss", "test_acc1", "test_acc5", "epoch", "n_parameters"]
 UNSTEADY = {"images_per_s", "data_wait_s", "epoch_s", "eval_s"}
@@ -52,7 +52,7 @@ def test_log_has_one_strict_json_object_per_epoch_published_keys_first(finished)
     assert [record["epoch"] for record in log] == [0, 1, 2]
     assert [list(record)[:8] for record in log] == [[*PUBLISHED_KEYS, "test_ema_acc1"]] * 3
     assert {"images_per_s", "data_wait_s", "skipped_steps"} <= set(log[0])
-    assert log[0]["n_parameters"] == sum(p.numel() for p in model.create_model("recnext_m0", num_classes=4).parameters())
+    assert log[0]["n_parameters"] == sum(p.numel() for p in model.create_model("recnext_m0", num_classes=4, **SMALL_NET).parameters())
     assert max(record["test_acc1"] for record in log) == log[-1]["best_acc1"]
 
 
@@ -60,7 +60,7 @@ def test_folder_holds_plain_checkpoints_and_settings(finished):
     assert {path.name for path in finished.glob("*.pth")} >= {"checkpoint_last.pth", "checkpoint_best.pth", "checkpoint_best_ema.pth", "checkpoint_2.pth"}
     saved = torch.load(finished / "checkpoint_last.pth", weights_only=True)
     assert {"model", "optimizer", "lr_scheduler", "epoch", "model_ema", "scaler", "args"} <= set(saved)
-    assert list(saved["model"]) == list(model.create_model("recnext_m0", num_classes=4).state_dict())
+    assert list(saved["model"]) == list(model.create_model("recnext_m0", num_classes=4, **SMALL_NET).state_dict())
     assert (saved["class_names"], saved["input_size"], saved["crop_pct"]) == (["0", "1", "2", "3"], 32, 1.0)
     assert saved["metrics"] == read_log(finished)[-1]
 
@@ -215,11 +215,13 @@ def datasets_of_the_run(short_run, tmp_path):
     return [batch.images for batch in loader.batches(0)]
 
 
-def test_distilling_from_a_teacher_that_main_trained(finished, short_run, tmp_path):
+def test_distilling_from_a_teacher_that_main_trained(short_run, tmp_path):
     """A one-output student learns both terms on its output; a teacher with other classes or bad accuracy is refused."""
-    flags = ["--distillation-type=hard", "--teacher-model=recnext_m0", f"--teacher-path={finished / 'checkpoint_best.pth'}", f"--output_dir={tmp_path / 'run'}"]
-    out = short_run(*flags, "--model=resnet18", "--epochs=1", "--teacher-min-acc1=1")
-    assert "resnet18 has one output: it learns both terms of the hard distillation loss on it" in out and "teacher: top-1" in out
+    short_run("--model=test_resnet", "--epochs=1", f"--output_dir={tmp_path / 'teacher'}")
+    teacher = f"--teacher-path={tmp_path / 'teacher' / 'checkpoint_best.pth'}"
+    flags = ["--distillation-type=hard", "--teacher-model=test_resnet", teacher, f"--output_dir={tmp_path / 'run'}"]
+    out = short_run(*flags, "--model=test_resnet", "--epochs=1", "--teacher-min-acc1=1")
+    assert "test_resnet has one output: it learns both terms of the hard distillation loss on it" in out and "teacher: top-1" in out
     with pytest.raises(InputError, match=r"knows 4 classes, the data has 10.*--distillation-type none"):
         short_run(*flags, "--overwrite", "--data-set=DIGITS")
     with pytest.raises(InputError, match=r"teacher's top-1 accuracy on 40 validation images is .* below 99.90"):
@@ -326,11 +328,10 @@ def test_unreadable_image_in_a_worker_is_one_line_where_none_is_borne(digits_fol
     victim.write_bytes(victim.read_bytes()[:200])
     done = run_command(
         "main.py",
-        *SHORT_RUN,
+        *TINY_RUN,
         "--num_workers=2",
         "--max-bad-images=0",
         "--no-repeated-aug",
-        "--distillation-type=none",
         f"--data-path={tmp_path / 'data'}",
         f"--output_dir={tmp_path / 'run'}",
     )

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import importlib
 import re
 import runpy
 import shlex
@@ -12,8 +13,10 @@ import pytest
 
 import compare_logs
 import datasets
+import detection.config
 import export_onnx
 import main
+import segmentation.config
 from run import config, process
 from sources.sets import load_digits
 from tests.conftest import ROOT, run_command
@@ -55,6 +58,18 @@ def read_flags(monkeypatch):
     return read
 
 
+TASK = re.compile(r"-m (detection|segmentation)\b|bash (detection|segmentation)/[\w/]+\.sh")  # what runs one, itself or through its scripts
+
+
+def task_flags(words: list[str]) -> list[str]:
+    """The flags that a command of detection or segmentation reads, which its scripts hand on."""
+    if "-m" in words:
+        return words[words.index("-m") + 2 :]
+    assert (ROOT / words[1]).is_file()
+    config, *rest = words[2:]
+    return ["--config", config, *(["--resume", rest[0], *rest[2:]] if words[1].endswith("dist_test.sh") else rest[1:])]
+
+
 @pytest.mark.parametrize("command", dict.fromkeys(FENCED + INLINE))
 def test_commands_name_what_exists_and_flags_that_parse(command, read_flags):
     words = [word for word in shlex.split(command.removesuffix(" ...")) if not re.fullmatch(r"[A-Z_]+=\S+", word)]
@@ -65,6 +80,9 @@ def test_commands_name_what_exists_and_flags_that_parse(command, read_flags):
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M)
     elif words[:2] == ["python", "-c"]:
         compile(words[2], command, "exec")
+    elif TASK.search(command):
+        task, argv = TASK.search(command)[1] or TASK.search(command)[2], task_flags(words)
+        importlib.import_module(f"{task}.config").parse(argv)
     elif words[0] not in ("source", "fd") and words[:3] != ["python", "-m", "pytest"]:
         place, script = next((place, word) for place, word in enumerate(words) if re.fullmatch(r"[\w/]+\.(py|sh|sbatch)", word))
         argv = words[place + 1 : words.index(">") if ">" in words else None]
@@ -157,8 +175,9 @@ def test_recipes_in_the_table_are_the_recipes():
 
 
 def declared_flags() -> set[str]:
-    """Every flag of every command, as words joined by `-`: main.py's settings, and what is handed to a parser or to `spellings`."""
-    flags = {flag for action in config.SETTINGS.build_parser()._actions for flag in action.option_strings}
+    """Every flag of every command, as words joined by `-`: what are settings of a run, and what is handed to a parser or to `spellings`."""
+    settings = (config.SETTINGS, detection.config.SETTINGS, segmentation.config.SETTINGS)
+    flags = {flag for one in settings for action in one.build_parser()._actions for flag in action.option_strings}
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("add_argument", "_add", "spellings", "build_parser"):

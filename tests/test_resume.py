@@ -1,5 +1,6 @@
 """Stopping anywhere and going on: the resumed run is, to the last bit, the run that never stopped."""
 
+import json
 import os
 import shutil
 import signal
@@ -11,11 +12,11 @@ import pytest
 import torch
 
 import engine
-from run import checkpoint, config, signals
+import main
+from run import checkpoint, config, optim, signals
 from run.errors import InputError
-from tests.conftest import ROOT, SHORT_RUN, read_log
+from tests.conftest import ROOT, SHORT_RUN, read_log, run_command
 from tests.test_main import states_equal, steady
-from tests.test_processes import TORCHRUN
 
 DROPS = ["--drop=0.1", "--drop-path=0.1"]  # random state inside the model
 
@@ -52,12 +53,12 @@ def wait_for(path, process) -> None:
 @pytest.fixture(scope="module")
 def never_stopped(digits_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("resume") / "whole"
-    finish(start("main.py", *flags_of(digits_folder, folder)), 0)
+    assert main.main(flags_of(digits_folder, folder)) == 0
     return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_workers", [0, 1, 3])
+@pytest.mark.parametrize("num_workers", [0, 3])
 def test_killed_inside_an_epoch_and_resumed(never_stopped, digits_folder, tmp_path, num_workers):
     """kill -9 some time after the first checkpoint; checkpoints every two of six steps."""
     flags = flags_of(digits_folder, tmp_path, "--checkpoint-steps=2", f"--num_workers={num_workers}")
@@ -65,7 +66,8 @@ def test_killed_inside_an_epoch_and_resumed(never_stopped, digits_folder, tmp_pa
     wait_for(tmp_path / "checkpoint_last.pth", process)
     process.kill()
     process.communicate()
-    finish(start("main.py", *flags, "--resume=auto"), 0)
+    assert process.returncode == -signal.SIGKILL
+    assert main.main([*flags, "--resume=auto", "--num_workers=1"]) == 0
     assert_same_run(tmp_path, never_stopped)
 
 
@@ -84,8 +86,6 @@ class StopAt(signals.StopRequest):
 @pytest.mark.parametrize("calls", [0, 3, 5, 6, 9])
 def test_stopped_at_any_step_and_resumed(never_stopped, digits_folder, tmp_path, monkeypatch, calls):
     """Five looks at the request inside an epoch of six steps, one after it."""
-    import main
-
     torch.set_num_threads(1)
     flags = flags_of(digits_folder, tmp_path)
     monkeypatch.setattr(signals, "StopRequest", lambda: StopAt(calls))
@@ -98,45 +98,44 @@ def test_stopped_at_any_step_and_resumed(never_stopped, digits_folder, tmp_path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_signals_save_and_exit_with_85(never_stopped, digits_folder, tmp_path, number):
+def test_a_signal_has_it_save_and_exit_with_85(never_stopped, digits_folder, tmp_path):
     flags = flags_of(digits_folder, tmp_path, "--num_workers=2", "--checkpoint-steps=1")
     process = start("main.py", *flags)
     wait_for(tmp_path / "checkpoint_last.pth", process)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     out = finish(process, 85)
     assert "told to stop: saved after" in out
-    finish(start("main.py", *flags, "--resume=auto"), 0)
+    assert main.main([*flags, "--resume=auto"]) == 0
     assert_same_run(tmp_path, never_stopped)
 
 
 @pytest.mark.slow
 def test_two_processes_stopped_inside_an_epoch_and_resumed(digits_folder, tmp_path):
     """One of the two is asked to stop; both agree on the step (here after each), and the statistics of each go on."""
-    flags = ["--batch-size=8", "--epochs=2"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    launcher = [*TORCHRUN, "--nproc_per_node=2"]
-    finish(start(*launcher, "main.py", *flags_of(digits_folder, whole, *flags)), 0)
     script = tmp_path / "stop.py"
     script.write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport os, signal, engine, main, utils\nutils.AGREE_EVERY_S = 0\nreal = engine.train_step\n"
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport json, os, signal, engine, main, utils\nfrom tests.programs.processes import launch\n"
+        "real, utils.AGREE_EVERY_S = engine.train_step, 0\nwhole, cut, resumed = json.loads(sys.argv[1])\n"
         "def step_then_ask(parts, *args, epoch, step):\n    loss = real(parts, *args, epoch=epoch, step=step)\n"
         "    if parts.rank.index == 1 and (epoch, step) == (1, 2): os.kill(os.getpid(), signal.SIGUSR1)\n    return loss\n"
-        "engine.train_step = step_then_ask\nsys.exit(main.main(sys.argv[1:]))\n"
+        "found = [launch(2, 'main', whole)]\nengine.train_step = step_then_ask\nfound.append(launch(2, 'main', cut))\n"
+        f"engine.train_step = real\nos.link({str(cut / 'checkpoint_last.pth')!r}, {str(tmp_path / 'stopped.pth')!r})\n"
+        f"open({str(cut / 'checkpoint_7.pth')!r}, 'w').close()\nprint(json.dumps([*found, launch(2, 'main', resumed)]))\n"
     )
-    finish(start(*launcher, str(script), *flags_of(digits_folder, cut, *flags)), 1)  # the launcher's own code for workers that failed
-    saved = torch.load(cut / "checkpoint_last.pth", weights_only=True)
+    argvs = [flags_of(digits_folder, folder, "--batch-size=8", "--epochs=2") for folder in (whole, cut)]
+    done = run_command(str(script), json.dumps([*argvs, [*argvs[1], "--resume=auto"]]))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [codes for codes, *_ in found] == [[0, 0], [85, 85], [0, 0]], found
+    saved = torch.load(tmp_path / "stopped.pth", weights_only=True)
     assert (saved["epoch"], saved["step"], len(saved["loss_sums"])) == (0, 3, 2)
-    (cut / "checkpoint_7.pth").touch()
-    out = finish(start(*launcher, "main.py", *flags_of(digits_folder, cut, *flags, "--resume=auto")), 0)
-    assert out.count(f"passed over: {cut / 'checkpoint_7.pth'}") == 1  # the first process chooses for both
+    assert found[2][2].count(f"passed over: {cut / 'checkpoint_7.pth'}") == 1  # the first process chooses for both
     assert_same_run(cut, whole)
 
 
 def test_random_state_inside_the_model_depends_on_the_step_alone(digits_folder, tmp_path, never_stopped, monkeypatch):
     """Scrambling torch's generator between the steps changes nothing."""
-    import main
-
     torch.set_num_threads(1)
     real = engine.train_step
     monkeypatch.setattr(engine, "train_step", lambda *args, **kwargs: (torch.manual_seed(time.time_ns() % 1000), real(*args, **kwargs))[1])
@@ -155,8 +154,6 @@ def test_random_state_inside_the_model_depends_on_the_step_alone(digits_folder, 
     ],
 )
 def test_changed_recipe_is_refused_with_the_list_of_differences(never_stopped, digits_folder, tmp_path, flags, words):
-    import main
-
     shutil.copytree(never_stopped, tmp_path / "run")
     before = (tmp_path / "run" / "log.txt").read_text()
     argv = [flag for flag in flags_of(digits_folder, tmp_path / "run", *flags, "--resume=auto") if not ("DIGITS" in str(flags) and "--data-path" in flag)]
@@ -167,22 +164,16 @@ def test_changed_recipe_is_refused_with_the_list_of_differences(never_stopped, d
 
 
 def test_changed_model_is_refused(never_stopped, digits_folder):
-    import main
-
     with pytest.raises(InputError, match="model was recnext_m0, is recnext_m1"):
         main.main([*flags_of(digits_folder, never_stopped, "--resume=auto"), "--model=recnext_m1"])
 
 
 def test_accepted_change_takes_the_new_recipes_rates(never_stopped, digits_folder, tmp_path):
-    import main
-
     shutil.copytree(never_stopped, tmp_path / "run")
     flags = ["--epochs=4", "--lr=6e-2", "--weight-decay=0.5", "--resume=auto", "--allow-config-change"]
     assert main.main(flags_of(digits_folder, tmp_path / "run", *flags)) == 0
     log = read_log(tmp_path / "run")
     assert [record["epoch"] for record in log] == [0, 1, 2, 3]
-    from run import optim
-
     cfg, _ = config.parse([*flags_of(digits_folder, tmp_path, "--epochs=4", "--lr=6e-2")])
     scheduler = optim.build_scheduler(cfg, optim.build_optimizer(cfg, torch.nn.Linear(2, 2), 16))
     scheduler.step(1)
@@ -193,15 +184,11 @@ def test_accepted_change_takes_the_new_recipes_rates(never_stopped, digits_folde
 
 def test_the_same_run_goes_on_with_other_batches_per_process(never_stopped, digits_folder, tmp_path):
     """Half the batch, twice the accumulation: the recipe did not change."""
-    import main
-
     shutil.copytree(never_stopped, tmp_path / "run")
     assert main.main(flags_of(digits_folder, tmp_path / "run", "--batch-size=8", "--grad-accum-steps=2", "--resume=auto")) == 0
 
 
 def test_minutes_between_checkpoints(digits_folder, tmp_path, monkeypatch):
-    import main
-
     written = []
     real = checkpoint.save
     monkeypatch.setattr(checkpoint, "save", lambda saved, folder, names: (written.append((saved["epoch"], saved["step"])), real(saved, folder, names)))

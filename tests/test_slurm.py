@@ -9,7 +9,7 @@ import subprocess
 import pytest
 import torch
 
-from tests.conftest import ROOT, SHORT_RUN, read_log
+from tests.conftest import FEW_STEPS, ROOT, read_log
 from tests.test_resume import finish, start, wait_for
 
 pytestmark = pytest.mark.slow
@@ -25,7 +25,8 @@ def start_nodes(digits_folder, folder) -> list[subprocess.Popen]:
     port = free_port()
     launch = ["tools/launch.py", "--nnodes=2", "--nproc_per_node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=7"]
     flags = [
-        *SHORT_RUN,
+        *FEW_STEPS,
+        "--model=recnext_m0",
         "--batch-size=8",
         "--epochs=3",
         "--checkpoint-steps=1",
@@ -50,7 +51,7 @@ def test_one_node_is_signalled_and_both_end_with_85_and_go_on(digits_folder, tmp
 
 
 def test_launch_reports_other_failures_with_their_code(tmp_path):
-    done = finish(start("tools/launch.py", "--nproc_per_node=1", "main.py", "--data-path", str(tmp_path / "nowhere")), 1)
+    done = finish(start("tools/launch.py", "--nproc_per_node=2", "main.py", "--data-path", str(tmp_path / "nowhere")), 1)
     assert done.count("error: --data-path") == 1
 
 

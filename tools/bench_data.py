@@ -22,11 +22,11 @@ import numpy as np
 
 import datasets
 import utils
-from benchmarks import distill
 from distillation import teacher
 from loading import keys
 from loading.images import Images, read_sample
 from loading.loaders import count_workers
+from measuring import steps
 from run import config, process
 from run.errors import InputError
 from sources.stored import Entry
@@ -81,13 +81,13 @@ def model_rate(cfg: config.Config, rank: utils.Rank, seconds: float, *, with_tea
     """Training images per second of the model's steps, on one made-up batch, for about `seconds`."""
     cfg = cfg if with_teacher else dataclasses.replace(cfg, distillation_type="none")
     plan = keys.build_plan(cfg.batch_size, repeated_aug=False, group_size=cfg.batch_size, lanes=1, data_seed=0)
-    batch = distill.build_batch(plan, cfg.input_size)
-    answers = distill.build_online(cfg, plan, rank) if with_teacher else teacher.no_teacher
-    side = distill.build_side(cfg, plan, rank, answers=answers)
-    distill.visit_s(side, batch, 1)
+    batch = steps.build_batch(plan, cfg.input_size)
+    answers = steps.build_online(cfg, plan, rank) if with_teacher else teacher.no_teacher
+    side = steps.build_side(cfg, plan, rank, answers=answers)
+    steps.visit_s(side, batch, 1)
     start, num_steps = time.perf_counter(), 0
     while num_steps == 0 or time.perf_counter() - start < seconds:
-        distill.visit_s(side, batch, 1)
+        steps.visit_s(side, batch, 1)
         num_steps += 1
     return num_steps * plan.num_positions / (time.perf_counter() - start)
 

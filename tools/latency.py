@@ -2,11 +2,12 @@
 
     python tools/latency.py --model recnext_m1 --threads 1
     python tools/latency.py --model recnext_m0,recnext_m1,lsnet_t --forms onnxruntime,eager,channels_last,compiled --out latency.json
-    python tools/latency.py --model recnext_m0,recnext_m1,repnext_m1 --accuracy docs/models.md top-1 > latency.md
+    python tools/latency.py --model fpn_recnext_m3,fpn_lsnet_t --img-size 512
+    python tools/latency.py --model recnext_m0,recnext_m1,repnext_m1 --accuracy docs/published.md "top-1 distilled" > latency.md
 
-All models and forms are measured in turns, round after round, in one table: median over rounds, and the lowest and highest round. The ONNX
-file is the one that export_onnx.py writes, verified as there. The table is Markdown, on standard output, and `compare_logs.py --scatter`
-draws it; what is left out, and why, goes to standard error. Exit status 1 where nothing could be measured.
+`fpn_` before a name means Semantic FPN on that backbone. All models and forms are measured in turns, round after round, in one table: median
+over rounds, and the lowest and highest round. The ONNX file is the one that export_onnx.py writes, verified as there. The table is Markdown, on
+standard output, and `compare_logs.py --scatter` draws it; what is left out, and why, goes to standard error. Exit status 1 where nothing could be measured.
 """
 
 import argparse
@@ -20,6 +21,7 @@ if __name__ == "__main__":
 from measuring import forms, timing
 from measuring.forms import build_onnxruntime
 from run.command import run_command
+from segmentation.exporting import load_named
 
 FORMS = ("onnxruntime", *forms.FORMS)
 
@@ -36,7 +38,7 @@ def run(argv: list[str]) -> None:
     args = parse(argv)
     setup = timing.start(args, forms=FORMS, report=lambda text: print(text, file=sys.stderr, flush=True))
     builders = {"onnxruntime": functools.partial(build_onnxruntime, threads=setup.machine["threads"]), **forms.torch_builders(args.amp)}
-    cases = timing.build_cases(setup, timing.load(args), builders, batch_size=1)
+    cases = timing.build_cases(setup, timing.load(args, load_named), builders, batch_size=1)
     print(timing.finish(setup, cases, is_latency=True))
 
 

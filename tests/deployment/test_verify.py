@@ -20,12 +20,21 @@ import model
 from deployment import coreml, formats, verify, weights
 from run import command
 from run.errors import InputError
+from tests.conftest import SMALL_NET
 from tests.nets import build, randomise
 
-FAMILIES = [
-    "recnext_m0", "recnext_a0", "recnext_t_share_channel", "repnext_m0", "lsnet_t_distill", "rexnetv1_lite_1_0", "repvit_m0_6",
-    "convnext_femto_downsample_a", "mlla_nano_recconv",
-]  # fmt: skip
+FEW = {"depths": (1, 1, 1, 1)}
+FAMILIES = {  # with few blocks where they let themselves be told
+    "recnext_m0": FEW,
+    "recnext_a0": FEW,
+    "recnext_t_share_channel": {"depths": (0, 1, 1, 1)},
+    "repnext_m0": FEW,
+    "lsnet_t_distill": {"depths": (0, 1, 2, 1)},
+    "rexnetv1_lite_1_0": {},
+    "repvit_m0_6": {"blocks": ((40, 1, 1), (40, 0, 1), (80, 0, 2), (160, 1, 2), (320, 0, 2), (320, 1, 1))},
+    "convnext_femto_downsample_a": FEW,
+    "mlla_nano_recconv": FEW,
+}
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 SUFFIXES = {
     "onnx": (formats.ONNX, ".onnx"),
@@ -56,7 +65,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(folder) -> weights.Trained:
-    return make_trained("recnext_m0", folder)
+    return make_trained("recnext_m0", folder, **SMALL_NET)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +90,8 @@ CASES = [(name, fmt) for name in (model.list_models() if ALL else FAMILIES) for 
 @pytest.mark.parametrize(("name", "fmt"), CASES, ids=lambda case: getattr(case, "name", case))
 def test_models_export_and_agree(name, fmt, tmp_path):
     size = timm.get_pretrained_cfg(name).input_size[-1] if ALL else 64
-    described = verify.write_verified(make_trained(name, tmp_path, size=size), tmp_path / "net.onnx", fmt)
+    trained = make_trained(name, tmp_path, size=size, **({} if ALL else FAMILIES[name]))
+    described = verify.write_verified(trained, tmp_path / "net.onnx", fmt)
     assert described["verified"]["largest_relative_difference"] < 1e-5
     assert described["verified"]["batch_sizes"] == [1, 3, 4]
     assert described["way"] == {"ONNX": "dynamo", "TorchScript": "torch.jit.script"}[fmt.name]
@@ -207,7 +217,7 @@ def test_file_changed_beside_its_sidecar_is_refused(written, trained, tmp_path):
 def test_another_models_file_is_refused(key, written, folder):
     path, _ = written[key]
     with pytest.raises(InputError, match="is refused: it differs from the network"):
-        recheck(path, make_trained("recnext_m0", folder, seed=1))
+        recheck(path, make_trained("recnext_m0", folder, seed=1, **SMALL_NET))
 
 
 def test_another_architecture_or_class_count_is_refused(written, trained, folder):
@@ -470,7 +480,7 @@ def test_commands_write_and_verify(trained, written, tmp_path, monkeypatch, caps
     assert "pretrain/recnext_m0_distill_1e_fused.pt: TorchScript" in capsys.readouterr().out
     assert command.run_command(export_onnx.run, ["--ckpt", str(named), "--verify", "pretrain/recnext_m0_distill_1e_fused.pt"]) == 0
     assert "computes what the checkpoint does" in capsys.readouterr().out
-    other = make_trained("recnext_m0", tmp_path, seed=1)
+    other = make_trained("recnext_m0", tmp_path, seed=1, **SMALL_NET)
     assert command.run_command(export_coreml.run, ["--ckpt", other.source, "--verify", str(written["coreml"][0])]) == 1
     assert "coreml.mlpackage is refused: it differs from the network by" in capsys.readouterr().err
     assert verify.default_target(trained, "_64.mlpackage") == Path("pretrain/recnext_m0_0_64.mlpackage")

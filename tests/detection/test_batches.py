@@ -7,8 +7,10 @@ from PIL import Image
 
 from detection import batches, coco
 from detection.batches import StepSampler, TrainingSet, build_plan, build_train_loader, build_val_loader, finished, fitted, load_target, padded
+from loading import decoding
 from run.errors import InputError
 from tests.detection import made
+from tests.loading.alone import parts_of, share_of
 from utils import Rank
 
 MAX_SIZE = (120, 80)
@@ -70,7 +72,7 @@ def test_a_step_is_the_same_for_any_processes_accumulation_workers_and_start(dat
     alone = list(loader_of(plan).batches(3))
     assert [len(batch.indices) for batch in alone] == [4] * plan.num_steps
     torch.manual_seed(5)
-    by_process = [list(loader_of(plan, index=i, world_size=2).batches(3)) for i in range(2)]
+    by_process = [parts_of(loader_of(plan, index=i, world_size=2), 3) for i in range(2)]
     by_accumulation = list(loader_of(plan, accum_steps=2).batches(3))
     in_workers = list(loader_of(plan, settings={**IN_PROCESS, "num_workers": 2, "multiprocessing_context": "fork"}).batches(3, first_step=1))
     for step, batch in enumerate(alone):
@@ -137,7 +139,7 @@ def test_boxes_and_masks_scale_by_each_sides_own_factor(data):
 def test_evaluation_sees_each_image_once_and_alone(data):
     seen = {}
     for index in range(3):
-        for batch in build_val_loader(data, Rank(index, 3, 0, 1, CPU), settings=IN_PROCESS, max_size=MAX_SIZE):
+        for batch in share_of(build_val_loader(data, Rank(index, 3, 0, 1, CPU), settings=IN_PROCESS, max_size=MAX_SIZE)):
             assert len(batch.indices) == 1
             assert batch.targets is None
             assert batch.images.shape[2:] == padded(batch.sizes)
@@ -156,5 +158,5 @@ def test_an_image_of_another_size_than_the_annotations_say_is_named(tmp_path):
 
 def test_without_the_fast_decoder_pillow_reads(data, monkeypatch):
     fast = batches.load_image(data, 0, MAX_SIZE)
-    monkeypatch.setattr(batches.decoding, "simplejpeg", None)
+    monkeypatch.setattr(decoding, "simplejpeg", None)
     assert np.abs(batches.load_image(data, 0, MAX_SIZE).astype(int) - fast).max() <= 2

@@ -7,6 +7,7 @@ import torch
 from detection import coco, evaluation, networks
 from detection.batches import Batch, build_val_loader
 from tests.detection import made
+from tests.loading.alone import share_of
 from utils import Rank
 
 
@@ -39,7 +40,7 @@ def entries_of(data: coco.CocoData, *, world_size: int = 1, shift: float = 0.0) 
         loader = build_val_loader(data, Rank(index, world_size, 0, 1, torch.device("cpu")), settings={"num_workers": 0, "collate_fn": lambda one: one})
 
         def queued(batches=loader):
-            for batch in batches:
+            for batch in share_of(batches):
                 net.queue.append(batch.indices)
                 yield batch
 

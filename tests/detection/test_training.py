@@ -18,10 +18,11 @@ import torch
 from detection import __main__ as command
 from detection import config, names, networks, saved, training
 from detection.config import Config
+from features import weights
 from run import checkpoint, optim, signals
 from run.config import RunConfig
 from run.errors import InputError
-from tests.conftest import ROOT, read_log, run_command
+from tests.conftest import ROOT, read_log, run_processes
 from tests.detection.conftest import SHORT_RUN
 from tests.test_main import states_equal, steady
 from tests.test_resume import StopAt, finish, start, wait_for
@@ -44,7 +45,7 @@ LOSSES = ["loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "acc", "loss_bbox", "loss
 def test_every_setting_is_read():
     """No dead flag: each field is an attribute that some file reads from a `cfg`."""
     read = set()
-    for path in [path for pattern in ("run/*.py", "detection/*.py", "loading/*.py", "engine.py") for path in ROOT.glob(pattern)]:
+    for path in [path for pattern in ("run/*.py", "features/*.py", "detection/*.py", "loading/*.py", "engine.py") for path in ROOT.glob(pattern)]:
         nodes = ast.walk(ast.parse(path.read_text()))
         read |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("cfg", "self.cfg")}
     read |= {node.attr for node in ast.walk(ast.parse(inspect.getsource(Config))) if isinstance(node, ast.Attribute)}
@@ -141,7 +142,7 @@ def test_rates_by_hand():
 def test_all_decays_but_lsnets_attention_biases():
     net = networks.build("retinanet", "lsnet_t", 3, channels=8)
     cfg, _ = config.parse([])
-    spared = networks.no_weight_decay(net)
+    spared = weights.no_weight_decay(net)
     optimizer = optim.build_dense_optimizer(cfg, net, lr=1e-4, weight_decay=0.05, spared=spared)
     by_id = {id(one): group["weight_decay"] for group in optimizer.param_groups for one in group["params"]}
     found = {name: by_id[id(one)] for name, one in net.named_parameters()}
@@ -223,9 +224,7 @@ def test_two_processes_are_one(shapes, tmp_path):
     """The first step to rounding; the second, too, but for the heads' classes, for one proposal more or less may pass a near tie."""
     flags = [*SHORT_RUN, f"--data-path={shapes}", "--epochs=1", "--log-steps=1"]
     assert command.main([*flags, f"--output_dir={tmp_path / 'one'}"]) == 0
-    jobs = [[2, "detection", [*flags, "--batch-size=2", f"--output_dir={tmp_path / 'two'}"]]]
-    done = run_command("tests/programs/processes.py", json.dumps(jobs))
-    ((codes, errors, _),) = json.loads(done.stdout)
+    ((codes, errors, _),) = run_processes((2, "detection.__main__", [*flags, "--batch-size=2", f"--output_dir={tmp_path / 'two'}"]))
     assert codes == [0, 0], errors
     one, two = (step_lines(tmp_path / name) for name in ("one", "two"))
     assert len(one) == len(two)

@@ -28,7 +28,7 @@ from run import command, config, signals
 from run.errors import InputError
 from run.manifest import read_manifest
 from sources.sets import load_digits, open_folder
-from tests.conftest import ROOT, SHORT_RUN, read_log, run_command
+from tests.conftest import ROOT, SHORT_RUN, read_log, run_command, run_processes
 from tests.nets import randomise
 from tests.test_main import steady
 from tests.test_resume import assert_same_run, start, wait_for
@@ -208,17 +208,14 @@ def test_several_processes_read_and_write_groups_that_they_share(stored, digits_
     page = store.read(1)
     page.checks["pixels"][3] += 1
     rewrite(store, 1, page)
-    runs = [
+    *fine, stopped, generated = run_processes(
         (2, "main", [*argv, f"--output_dir={tmp_path / 'online'}"]),
         (2, "main", [*argv, f"--output_dir={tmp_path / 'auto'}", f"--teacher-labels={tmp_path / 'a'}"]),
         (2, "main", [*argv, f"--output_dir={tmp_path / 'read'}", f"--teacher-labels={stored}", "--teacher-labels-mode=read"]),
         (2, "main", [*argv, f"--output_dir={tmp_path / 'stopped'}", f"--teacher-labels={tmp_path / 'wrong'}"]),
-        (4, "make_teacher_labels", [*argv, "--epochs=0:2", f"--teacher-labels={tmp_path / 'b'}"]),
-    ]
-    done = run_command("tests/programs/processes.py", json.dumps(runs))
-    assert done.returncode == 0, done.stderr
-    *fine, stopped, generated = json.loads(done.stdout)
-    assert [codes for codes, *_ in (*fine, generated)] == [[0] * 2] * 3 + [[0] * 4], done.stdout
+        (4, "tools.make_teacher_labels", [*argv, "--epochs=0:2", f"--teacher-labels={tmp_path / 'b'}"]),
+    )
+    assert [codes for codes, *_ in (*fine, generated)] == [[0] * 2] * 3 + [[0] * 4], (fine, generated)
     for name in ("auto", "read"):
         assert_same_run(tmp_path / name, tmp_path / "online")
     assert epoch_files(tmp_path / "a") == epoch_files(tmp_path / "b") == epoch_files(stored)

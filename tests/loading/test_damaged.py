@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import json
 import random
 import shutil
 import tarfile
@@ -21,7 +20,7 @@ from loading import batches, damage, keys
 from run import checkpoint, config
 from run.errors import DamagedImage, DamagedImages, InputError
 from sources.sets import open_folder
-from tests.conftest import TINY_RUN, read_log, run_command
+from tests.conftest import TINY_RUN, read_log, run_processes
 from tests.test_main import steady
 from tests.test_resume import assert_same_run, start, wait_for
 
@@ -335,10 +334,8 @@ def test_two_processes_count_name_stop_and_go_on_together(whole, damaged_folder,
     flags = flags_of(damaged_folder, tmp_path / "end", "--batch-size=8", "--num_workers=1")
     cut = [*flags, f"--output_dir={tmp_path / 'cut'}"]
     argvs = [flags, [flag for flag in cut if flag != "--skip-bad-images"], [*cut, "--resume=auto"]]
-    done = run_command("tests/programs/processes.py", json.dumps([(2, "main", argv) for argv in argvs]))
-    assert done.returncode == 0, done.stderr
-    (codes, _, output), (codes_cut, errors_cut, _), (codes_resumed, *_) = json.loads(done.stdout)
-    assert codes == codes_resumed == [0, 0] and 0 not in codes_cut, done.stdout
+    (codes, errors, output), (codes_cut, errors_cut, _), (codes_resumed, *_) = run_processes(*((2, "main", argv) for argv in argvs))
+    assert codes == codes_resumed == [0, 0] and 0 not in codes_cut, errors
     met = {name for epoch in range(2) for batch in train_loader(damaged_folder).batches(epoch) for name, _ in batch.damaged}
     assert {name: output.count(f"damaged: {name} ") for name in met} == dict.fromkeys(met, 1)
     assert [name for name in names_in(damaged_folder / "val", VAL) if f"\n  {name}: " not in errors_cut] == []

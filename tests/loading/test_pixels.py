@@ -472,3 +472,22 @@ def test_batches_on_a_gpu_are_those_of_the_cpu(tmp_path):
     for here, there in zip(*(loader.batches(1) for loader in loaders), strict=True):
         assert there.images.is_cuda and torch.equal(here.targets, there.targets) and torch.equal(here.pixel_hashes, there.pixel_hashes)
         torch.testing.assert_close(there.images.cpu(), here.images, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 40), (41, 50), (32, 47), (32, 32)])
+def test_centre_crops_are_torchvisions_and_resize_nothing(height, width):
+    image = np.random.RandomState(0).randint(0, 256, (height, width, 3), dtype=np.uint8)
+    expected = np.array(transforms.CenterCrop(32)(Image.fromarray(image)))
+    fast, reference = (augment.crop_transform(32, loader).draw(as_loaded(image, loader))[0] for loader in ("fast", "reference"))
+    assert np.array_equal(fast, expected) and np.array_equal(reference, expected)
+
+
+def as_loaded(image: np.ndarray, loader: str):
+    return image if loader == "fast" else Image.fromarray(image)
+
+
+def test_centre_crops_of_smaller_images_are_of_enlarged_ones():
+    image = np.random.RandomState(0).randint(0, 256, (20, 30, 3), dtype=np.uint8)
+    expected = np.array(transforms.CenterCrop(32)(transforms.Resize(32, transforms.InterpolationMode.BICUBIC)(Image.fromarray(image))))
+    fast, reference = (augment.crop_transform(32, loader).draw(as_loaded(image, loader))[0] for loader in ("fast", "reference"))
+    assert np.array_equal(reference, expected) and np.abs(fast.astype(int) - expected).mean() < 0.5

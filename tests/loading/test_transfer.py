@@ -3,10 +3,10 @@
 import torch
 
 import engine
-from benchmarks import distill
 from distillation.teacher import no_teacher
 from loading import transfer
 from loading.keys import build_plan
+from measuring import steps
 from run import config
 from utils import Rank
 
@@ -17,10 +17,10 @@ def test_a_step_on_a_batch_that_was_mixed_ahead_is_that_on_the_batch():
     plan = build_plan(4, repeated_aug=False, group_size=4, lanes=1, data_seed=0)
     tiny = ["--model=resnet18", "--model-kwargs", "channels=[4,8,8,8]", "layers=[1,1,1,1]", "--memory-format=nchw", "--batch-size=4", "--mix-group-size=4"]
     cfg, _ = config.parse(["--data-set=DIGITS", *tiny, "--input-size=32", "--distillation-type=none", "--device=cpu"])
-    batch = distill.build_batch(plan, 32)
+    batch = steps.build_batch(plan, 32)
     losses = []
     for is_ahead in (False, True):
-        side = distill.build_side(cfg, plan, CPU, answers=no_teacher)
+        side = steps.build_side(cfg, plan, CPU, answers=no_teacher)
         one = batch._replace(mixed=engine.mixed(side.parts, batch, 0), images=torch.empty(0)) if is_ahead else batch
         losses.append(engine.train_step(side.parts, side.state, [one], epoch=0, step=0).item())
     assert losses[0] == losses[1]

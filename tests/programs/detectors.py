@@ -12,6 +12,7 @@ import torch
 from torch import distributed as dist
 
 from detection import networks
+from features.norms import synchronised
 from utils import Rank, wrap_distributed
 
 NUM_IMAGES, SIZE = 4, (64, 64)
@@ -33,7 +34,7 @@ def step(index: int, world_size: int) -> list[dict]:
         torch.manual_seed(0)
         net = networks.build(detector, backbone, 3, channels=8, rois_per_image=8).double().float()
         if world_size > 1:
-            net = networks.synchronised(net, torch.device("cpu"))
+            net = synchronised(net, torch.device("cpu"))
         wrapped = wrap_distributed(net, Rank(index, world_size, index, world_size, torch.device("cpu")), accum_steps=1)
         images = torch.randn(NUM_IMAGES, 3, *SIZE, generator=torch.Generator().manual_seed(1))
         mine = range(index * NUM_IMAGES // world_size, (index + 1) * NUM_IMAGES // world_size)

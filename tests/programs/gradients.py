@@ -1,13 +1,6 @@
-"""Run under torchrun: two training steps with recorded gradients, `python tests/programs/gradients.py OUT DTYPE [main.py's flags]`.
+"""Two training steps with recorded gradients, by one of several processes (see processes.py).
 
-OUT receives, from the first process, each step's loss and gradients, and every sample seen with its pixels' and targets' checksums."""
-
-import sys
-from pathlib import Path
-
-from run import hardware, process
-
-sys.path[0] = str(Path(__file__).resolve().parents[2])
+The file named first receives, from the first process, each step's loss and gradients, and every sample seen with its pixels' and targets' checksums."""
 
 import torch
 
@@ -16,16 +9,14 @@ import engine
 import losses
 import utils
 from loading import augment
-from run import (
-    config,
-    network,
-    optim,
-)
+from run import config, hardware, network, optim, process
 from run.checkpoint import TrainState
 
 
-def main(out: str, dtype: str, *flags: str) -> None:
-    cfg, _ = config.parse(list(flags))
+def main(argv: list[str]) -> int:
+    """`argv` is the file to write, the data type, and main.py's flags."""
+    out, dtype, *flags = argv
+    cfg, _ = config.parse(flags)
     rank = process.start_process(cfg.device, cfg.seed)
     dtype = getattr(torch, dtype)
     images, _ = datasets.open_images(cfg)
@@ -77,7 +68,4 @@ def main(out: str, dtype: str, *flags: str) -> None:
     if rank.is_main:
         torch.save({"loss": done["train_loss"], "grads": grads, "seen": sorted(sum(everyone, []))}, out)
     process.stop_process()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    return 0

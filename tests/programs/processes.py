@@ -1,7 +1,6 @@
 """Several processes per command without a launcher: `python tests/programs/processes.py JSON`, one that imports and then forks the others.
 
-JSON is a list of [number of processes, "main", "detection" or "make_teacher_labels", arguments];
-prints a JSON list of [exit codes, standard error, standard output]."""
+JSON is a list of [number of processes, module, arguments for its `main`]; prints a JSON list of [exit codes, standard error, standard output]."""
 
 import importlib
 import json
@@ -17,6 +16,7 @@ import torch
 
 from distillation import labelling  # noqa: F401  (imported here, once for all)
 from run import command
+from tests.programs import colours  # noqa: F401  (registers a model)
 
 
 def free_port() -> int:
@@ -40,6 +40,7 @@ def run(module: str, argv: list[str], env: dict[str, str], *, errors, output) ->
 def launch(num_processes: int, module: str, argv: list[str]) -> tuple[list[int], str, str]:
     """Exit codes of the processes, and what they wrote to standard error and to standard output."""
     shared = {"WORLD_SIZE": num_processes, "LOCAL_WORLD_SIZE": num_processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    importlib.import_module(module)  # once for all
     children = []
     with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryFile("w+") as output:
         for rank in range(num_processes):
@@ -55,7 +56,4 @@ def launch(num_processes: int, module: str, argv: list[str]) -> tuple[list[int],
 
 
 if __name__ == "__main__":
-    modules = {"main": "main", "detection": "detection.__main__", "make_teacher_labels": "tools.make_teacher_labels"}
-    for module in modules.values():
-        importlib.import_module(module)
-    print(json.dumps([launch(num_processes, modules[name], argv) for num_processes, name, argv in json.loads(sys.argv[1])]))
+    print(json.dumps([launch(*arguments) for arguments in json.loads(sys.argv[1])]))

@@ -96,7 +96,7 @@ def test_fused_file_is_evaluated_before_it_is_named_and_by_every_command_alike(r
 
 
 def test_wrong_file_has_no_accuracy_and_is_not_written(run_folder, digits_folder, tmp_path):
-    with pytest.raises(InputError, match="--data-path .* holds neither val/"):
+    with pytest.raises(InputError, match="--data-path .* holds neither images of val, of test nor of train"):
         publish.run([*PUBLISHED, "--fused", "--data-path", str(tmp_path)])
     assert sorted(path.name for path in (run_folder / "pretrain").iterdir()) == ["checkpoint_best.pth", "log.txt"]
 

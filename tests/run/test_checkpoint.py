@@ -15,13 +15,13 @@ import main
 import model
 from run import checkpoint, optim
 from run.errors import InputError
-from tests.conftest import SHORT_RUN, read_log
+from tests.conftest import SHORT_RUN, SMALL_NET, read_log
 
 
 @pytest.fixture
 def net():
     torch.manual_seed(1)
-    return model.create_model("recnext_m0", num_classes=4)
+    return model.create_model("recnext_m0", num_classes=4, **SMALL_NET)
 
 
 def namespace() -> argparse.Namespace:
@@ -145,7 +145,7 @@ def test_mismatch_names_the_first_tensors_that_differ(net):
 
 def test_counters_that_old_checkpoints_lack_are_no_mismatch(net):
     state = {name: value for name, value in net.state_dict().items() if not name.endswith("num_batches_tracked")}
-    other = model.create_model("recnext_m0", num_classes=4)
+    other = model.create_model("recnext_m0", num_classes=4, **SMALL_NET)
     checkpoint.load_weights(other, state, where="x.pth")
     assert equal_weights({name: other.state_dict()[name] for name in state}, state)
 
@@ -171,9 +171,10 @@ def test_names_of_an_old_timm_go_through_the_models_own_filter():
 @pytest.mark.parametrize("name", ["recnext_m0", "resnet18", "mobilenetv3_small_050", "repvit_m0_9"])
 def test_fine_tuning_drops_heads_of_any_name_by_shape_and_says_so(name, tmp_path, short_run):
     torch.manual_seed(3)
-    source = timm.create_model(name, num_classes=7)
+    options = SMALL_NET if name == "recnext_m0" else {}
+    source = timm.create_model(name, num_classes=7, **options)
     torch.save({"model": source.state_dict()}, tmp_path / "w.pth")
-    net = timm.create_model(name, num_classes=4)
+    net = timm.create_model(name, num_classes=4, **options)
     before = {key: value.clone() for key, value in net.state_dict().items()}
     checkpoint.load_finetune(net, str(tmp_path / "w.pth"))
     after = net.state_dict()
@@ -219,8 +220,8 @@ def test_weights_alone_cannot_be_resumed(net, tmp_path, short_run):
 
 
 def test_evaluating_a_checkpoint_of_another_class_count_names_the_head(tmp_path, short_run):
-    torch.save({"model": model.create_model("recnext_m0", num_classes=9).state_dict()}, tmp_path / "w.pth")
-    with pytest.raises(InputError, match=r"head\.head\.linear\.weight is \[9, 320\] there, \[4, 320\] here"):
+    torch.save({"model": model.create_model("recnext_m0", num_classes=9, **SMALL_NET).state_dict()}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"head\.head\.linear\.weight is \[9, 128\] there, \[4, 128\] here"):
         short_run("--eval", f"--resume={tmp_path / 'w.pth'}")
 
 

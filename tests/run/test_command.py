@@ -62,7 +62,7 @@ def test_a_reader_that_leaves_ends_nothing(digits_folder, tmp_path):
     script = 'exec <&-; "$@" | head -1; exit ${PIPESTATUS[0]}'
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(["bash", "-c", script, "bash", sys.executable, "main.py", *flags], cwd=ROOT, capture_output=True, text=True, timeout=200, env=env)
-    assert (done.returncode, done.stderr) == (0, LINE.format("Broken pipe")) and done.stdout.startswith("training images 96")
+    assert (done.returncode, done.stderr) == (0, LINE.format("Broken pipe")) and done.stdout.startswith("train: 96 images of 4 classes")
     assert len(read_log(tmp_path)) == 1
 
 

@@ -6,9 +6,9 @@ from torch import nn
 
 import engine
 import utils
-from benchmarks import distill
 from distillation.teacher import AllLogits, Teacher, no_teacher
 from loading.keys import build_plan
+from measuring import steps
 from run import compiling, config
 from tests.conftest import read_log
 from utils import Rank
@@ -24,7 +24,7 @@ FAMILIES = {  # the smallest network of each, with few blocks where it lets itse
     "lsnet_t": ["depths=[0,0,1,2]", "img_size=64"],
     "mlla_nano_recconv": ["depths=[1,1,1,1]"],
     "convnext_femto_downsample_a": [FEW],
-    "repvit_m0_6": [],
+    "repvit_m0_6": ["blocks=[[40,1,1],[40,0,1],[80,0,2],[160,1,2],[320,0,2],[320,1,1]]"],
     "rexnetv1_1_0": [],
 }
 
@@ -62,8 +62,8 @@ def train_twice(name: str, *flags: str):
     kwargs = ["--model-kwargs", *FAMILIES[name]] if FAMILIES[name] else []
     base = ["--data-set=DIGITS", f"--model={name}", *kwargs, f"--batch-size={BATCH}", "--mix-group-size=4", "--input-size=64", "--distillation-type=none"]
     cfg, _ = config.parse([*base, "--device=cpu", "--drop=0.1", *flags])
-    side = distill.build_side(cfg, plan, CPU, answers=no_teacher)
-    batch = distill.build_batch(plan, 64)
+    side = steps.build_side(cfg, plan, CPU, answers=no_teacher)
+    batch = steps.build_batch(plan, 64)
     with torch.compiler.set_stance("fail_on_recompile"):
         losses = [engine.train_step(side.parts, side.state, [batch], epoch=0, step=step).item() for step in range(2)]
     return side, losses
@@ -107,7 +107,7 @@ def test_a_teacher_answers_compiled_as_it_does_without():
     torch._dynamo.reset()
     backend, plan = Tracing(), build_plan(8, repeated_aug=False, group_size=4, lanes=1, data_seed=0)
     net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2 * 6 * 6, 5))
-    teacher, batch = Teacher(net, answer=AllLogits(), plan=plan), distill.build_batch(plan, 8)
+    teacher, batch = Teacher(net, answer=AllLogits(), plan=plan), steps.build_batch(plan, 8)
     expected = teacher(batch.images, batch, 0)
     teacher.prepare(compiling.Compiler(CPU, backend=backend), tuple(batch.images.shape))
     assert torch.equal(teacher(batch.images, batch, 0), expected) and backend.num_runs == 1 + 2  # the preparation, and two groups

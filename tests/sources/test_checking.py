@@ -92,7 +92,7 @@ def test_progress_says_how_much_is_left(digits_folder, monkeypatch):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda path: None, "there is no such folder or tar"),
+        (lambda path: None, "there is no such folder or file"),
         (lambda path: path.mkdir(), r"holds no images \(\.jpg"),
         (lambda path: path.write_bytes(b"x"), "holds no images"),
     ],
@@ -131,3 +131,14 @@ def test_control_c_ends_all_processes_with_one_line(digits_folder, tmp_path):
     out, error = process.communicate(timeout=60)
     assert (process.returncode, out, error) == (130, "", f"interrupted: {tmp_path / 'list.csv'} is not written\n")
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()] and not list(tmp_path.glob("list.csv*"))
+
+
+@pytest.mark.parametrize("kind", ["packed", "parquet", "shards"])
+def test_files_of_many_images_are_read_too(kind, layouts, tmp_path):
+    """And of one that is cut, that it is."""
+    tree = checking.find_images(layouts(kind))
+    assert tree.num_images == 136 and list(checking.check(tree, is_fast=True, num_workers=0, say=lambda text: None)) == []
+    path = max((path for path in layouts(kind).rglob("*") if path.suffix in checking.HOLDERS), key=lambda path: path.stat().st_size)
+    (tmp_path / path.name).write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    problems = list(checking.check(checking.find_images(tmp_path), is_fast=True, num_workers=0, say=lambda text: None))
+    assert [problem.problem for problem in problems] == ["damaged"] and str(tmp_path / path.name) in problems[0].path

@@ -4,6 +4,7 @@ import multiprocessing
 
 import fsspec
 import pytest
+import torch
 
 import datasets
 import main
@@ -84,7 +85,7 @@ def test_a_store_that_fails_twice_and_then_answers_costs_two_words(put, layouts,
 @pytest.mark.parametrize("kind", ["packed", "parquet"])
 def test_a_store_that_fails_for_good_stops_the_run_and_shows_nothing_else(kind, put, tmp_path, monkeypatch, quick):
     cfg = settings(put(kind), f"--data-cache={tmp_path}", "--input-size=32", "--batch-size=16", "--mix-group-size=16", "--num_workers=0")
-    loader = datasets.build_train_loader(cfg, datasets.open_images(cfg)[0], utils.Rank(0, 1, 0, 1, utils.pick_device("cpu")))
+    loader = datasets.build_train_loader(cfg, datasets.open_images(cfg)[0], utils.Rank(0, 1, 0, 1, torch.device("cpu")))
     for path in (tmp_path / "blocks").glob("*/*"):
         path.unlink()
     Failing(monkeypatch, [OSError("gone")] * 1000)

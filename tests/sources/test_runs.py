@@ -1,6 +1,5 @@
 """Whole runs from every source: the run from class folders, to the last bit, also on two processes and after a kill."""
 
-import json
 import shutil
 import zipfile
 
@@ -12,10 +11,10 @@ from benchmarks import layouts
 from loading.images import read_sample
 from run import config
 from run.errors import InputError
-from tests.conftest import SHORT_RUN, read_log, run_command
+from tests.conftest import FEW_STEPS, read_log, run_processes
 from tests.test_resume import assert_same_run, start, wait_for
 
-RUN = [*SHORT_RUN, "--model=test_resnet", "--distillation-type=none"]  # twelve steps
+RUN = [*FEW_STEPS, "--model=test_resnet", "--distillation-type=none"]  # twelve steps
 
 
 def settings(path, *flags: str) -> config.Config:
@@ -55,8 +54,8 @@ def test_two_processes_and_a_kill_change_nothing(layouts, whole, tmp_path):
     main.main([*flags, f"--data-path={layouts('packed')}", "--resume=auto"])
     assert_same_run(tmp_path / "killed", whole)
     argvs = [[*RUN, "--batch-size=8", f"--data-path={layouts(kind)}", f"--output_dir={tmp_path / kind}"] for kind in ("folder", "shards", "zip")]
-    done = run_command("tests/programs/processes.py", json.dumps([(2, "main", argv) for argv in argvs]))
-    assert done.returncode == 0 and [codes for codes, *_ in json.loads(done.stdout)] == [[0, 0]] * 3, done.stderr + done.stdout
+    found = run_processes(*((2, "main", argv) for argv in argvs))
+    assert [codes for codes, *_ in found] == [[0, 0]] * 3, found
     for kind in ("shards", "zip"):
         assert_same_run(tmp_path / kind, tmp_path / "folder")
     assert len(read_log(tmp_path / "shards")) == 2
@@ -64,6 +63,22 @@ def test_two_processes_and_a_kill_change_nothing(layouts, whole, tmp_path):
 
 def test_a_format_that_is_not_there_is_said(layouts):
     with pytest.raises(InputError, match=r"holds neither train/ nor train\.tar"):
+        datasets.open_images(settings(layouts("tar"), "--data-format=zip"))
+
+
+def test_who_names_a_wrong_place_is_told_the_right_one(layouts, tmp_path):
+    (tmp_path / "train.tar.gz").write_bytes(b"")
+    cases = {
+        layouts("folder") / "train": f"name the folder above, {layouts('folder')}",
+        layouts("packed") / "train.pack": f"name the folder it lies in, {layouts('packed')}",
+        tmp_path / "train.tar.gz": "is compressed as a whole",
+        tmp_path: "but train.tar.gz: unpack it",
+    }
+    for path, words in cases.items():
+        with pytest.raises(InputError) as error:
+            datasets.open_images(settings(path))
+        assert words in str(error.value), path
+    with pytest.raises(InputError, match="as --data-format zip: .*, or drop --data-format"):
         datasets.open_images(settings(layouts("tar"), "--data-format=zip"))
 
 

@@ -92,7 +92,7 @@ class CoarseMaps(ExtraFPNBlock):
 
 
 class Backbone(nn.Module):
-    """Body and pyramid: (B, 3, H, W) -> five maps (B, channels, h, w) by name, finest first; `strides` tells of what part of the image each is.
+    """Body and pyramid: (B, 3, H, W) -> four or five maps (B, channels, h, w) by name, finest first; `strides` tells of what part of the image each is.
 
     `keeps_statistics`: BatchNorm's running statistics are used and not updated, in training too; its weights learn."""
 
@@ -117,17 +117,20 @@ class Backbone(nn.Module):
         return self.fpn(OrderedDict((str(i), one) for i, one in enumerate(laterals)))
 
 
-def build_backbone(name: str, channels: int, *, for_retinanet: bool, pretrained: bool = False) -> Backbone:
-    """The backbone `name` with the pyramid of `channels` that its strides and the detector ask for.
+def build_backbone(name: str, channels: int, *, kind: str, pretrained: bool = False) -> Backbone:
+    """The backbone `name` with the pyramid of `channels` that its strides and the `kind` of network ask for.
 
-    R-CNN's maps have strides 4 to 64, RetinaNet's 8 to 128, whatever the body's. InputError as `build_body`."""
+    "semantic": the four maps of the backbone's own strides; "rcnn": five of strides 4 to 64 and "retinanet": five of strides 8 to 128,
+    whatever the body's. InputError as `build_body`."""
     body = build_body(name, pretrained=pretrained)
     in_chs, strides = body.feature_info.channels(), body.feature_info.reduction()
-    is_fine = strides[0] == 4
-    if for_retinanet:
+    is_fine, num_maps = strides[0] == 4, 5
+    if kind == "semantic":
+        pyramid, first, num_maps = FeaturePyramidNetwork(in_chs, channels), strides[0], 4
+    elif kind == "retinanet":
         in_chs = in_chs[1:] if is_fine else in_chs
         pyramid, first = FeaturePyramidNetwork(in_chs, channels, CoarseMaps(in_chs[-1], channels, 5 - len(in_chs))), 8
     else:
         pyramid, first = FeaturePyramidNetwork(in_chs, channels, LastLevelMaxPool()) if is_fine else FinePyramid(in_chs, channels), 4
     keeps_statistics = isinstance(getattr(body, "model", None), LSNet)
-    return Backbone(body, pyramid, strides=[first * 2**i for i in range(5)], keeps_statistics=keeps_statistics)
+    return Backbone(body, pyramid, strides=[first * 2**i for i in range(num_maps)], keeps_statistics=keeps_statistics)

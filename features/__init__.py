@@ -1,0 +1,9 @@
+"""What tasks beyond classification share: a classifier's feature maps under a pyramid, its weights and statistics, its published names.
+
+pyramid.py  a classifier's feature maps, and the pyramid on top of them
+running.py  training and evaluating on them, whatever is learnt
+config.py   the settings of both
+norms.py    BatchNorm over all processes
+weights.py  a classifier's checkpoint as the start of another network; what weight decay spares
+names.py    the published names of backbones and pyramids, and how names are translated
+"""

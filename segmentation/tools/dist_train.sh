@@ -1,0 +1,4 @@
+#!/usr/bin/env bash
+# bash segmentation/tools/dist_train.sh CONFIG GPUS --data-path DIR --output_dir DIR; CONFIG is a recipe, or the name of a published configuration.
+set -eu
+exec bash "$(dirname "$0")/../../features/dist_train.sh" segmentation "$@"
