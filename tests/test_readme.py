@@ -39,7 +39,7 @@ def read_flags(monkeypatch):
     """Start a file of the project as a command, with these arguments, and stop it once it has read them."""
     parse_args = argparse.ArgumentParser.parse_args
 
-    def stop(*_):
+    def stop(*_, **__):
         raise FlagsRead
 
     def parse_and_stop(self, *args):
