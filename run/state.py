@@ -11,7 +11,7 @@ from run.compiling import Compiler, NoCompiler
 from run.config import Config
 
 
-def build_state(cfg: Config, net: nn.Module, rank: utils.Rank, compiler: Compiler | NoCompiler, *, global_batch: int, bests: Iterable[str]) -> TrainState:
+def build_state(cfg: Config, net: nn.Module, rank: utils.Rank, compiler: Compiler | NoCompiler, *, global_batch: int, bests: Iterable[str] = ()) -> TrainState:
     """The state before the first step of training `net`, which is on the run's device; `bests` names the figures of which the best is kept."""
     optimizer = optim.build_optimizer(cfg, net, global_batch)
     return TrainState(

@@ -59,6 +59,11 @@ SMALL_NET = {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 128)}  # of RecNeXt-M
 SHORT_RUN = ["--model=recnext_m0", "--model-kwargs", *(f"{name}={list(values)}".replace(" ", "") for name, values in SMALL_NET.items()), *FEW_STEPS]
 
 
+def short_run_with(*flags: str) -> list[str]:
+    """The flags of a short run with these, which may name another network."""
+    return [*(FEW_STEPS if any(flag.startswith("--model=") for flag in flags) else SHORT_RUN), *flags]
+
+
 # A network whose checkpoints are small, for tests of files. In channels-last its backward pass crashes in oneDNN (torch 2.14).
 TINY = ["--model=resnet18", "--model-kwargs", "channels=[4,8,8,8]", "layers=[1,1,1,1]", "--memory-format=nchw"]
 TINY_RUN = [*FEW_STEPS, *TINY, "--distillation-type=none"]
@@ -71,8 +76,7 @@ def short_run(digits_folder, capsys):
     def run(*flags: str) -> str:
         data = [] if any("--data" in flag for flag in flags) else [f"--data-path={digits_folder}"]
         distillation = [] if any("--distill" in flag or "--finetune" in flag for flag in flags) else ["--distillation-type=none"]
-        short = FEW_STEPS if any(flag.startswith("--model=") for flag in flags) else SHORT_RUN
-        main.main([*short, *data, *distillation, *flags])
+        main.main(short_run_with(*data, *distillation, *flags))
         return capsys.readouterr().out
 
     return run

@@ -28,7 +28,7 @@ from run import command, config, signals
 from run.errors import InputError
 from run.manifest import read_manifest
 from sources.sets import load_digits, open_folder
-from tests.conftest import ROOT, SHORT_RUN, read_log, run_command, run_processes
+from tests.conftest import ROOT, read_log, run_command, run_processes, short_run_with
 from tests.nets import randomise
 from tests.test_main import steady
 from tests.test_resume import assert_same_run, start, wait_for
@@ -56,7 +56,7 @@ def weights(digits_folder, tmp_path_factory):
 
 def flags(digits_folder, weights, *more: str) -> list[str]:
     given = [f"--data-path={digits_folder}", "--distillation-type=hard", f"--teacher-model={NAME}", f"--teacher-path={weights}", "--teacher-min-acc1=0"]
-    return [*SHORT_RUN, *given, *more]
+    return short_run_with(*given, *more)
 
 
 def settings(digits_folder, *more: str) -> config.Config:
