@@ -103,9 +103,9 @@ def draw_shapes(rng: np.random.RandomState, size: tuple[int, int]) -> list[tuple
         objects.append((shape, [outline(shape, *place, rng.uniform(3, 5), rng.uniform(0, 6.3)) for place in places]))
     for _ in range(rng.randint(1, 5)):
         shape, kind = SHAPES[rng.randint(len(SHAPES))], rng.rand()
-        radius = rng.uniform(4, 7) if kind < 0.1 else rng.uniform(11, 32)
+        radius = rng.uniform(4, 7) if kind < 0.08 else rng.uniform(14, 36)
         x, y = rng.uniform(radius, width - radius), rng.uniform(radius, height - radius)
-        if kind > 0.85:  # at an edge
+        if kind > 0.88:  # at an edge
             x = rng.choice([0.0, width]) + rng.uniform(-radius, radius) / 3
         objects.append((shape, [outline(shape, x, y, radius, rng.uniform(0, 6.3))]))
     return objects
