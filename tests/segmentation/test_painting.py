@@ -187,6 +187,17 @@ def test_the_whole_network_is_exported_and_compared(whole, tmp_path):
         torch.testing.assert_close(torch.from_numpy(logits), trained.net(images), rtol=1e-3, atol=1e-4)
 
 
+def test_feature_maps_are_timed_by_name_and_classifiers_take_squares(tmp_path):
+    trained = exporting.load_named("features_test_resnet", None, use_ema=False, img_size=(64, 96))
+    assert (trained.name, trained.image_size) == ("features_test_resnet", (64, 96))
+    figures = verify.write_verified(trained, tmp_path / "net.onnx", formats.ONNX)["verified"]
+    assert figures["largest_relative_difference"] < 1e-5
+    with pytest.raises(InputError, match="measured with random weights"):
+        exporting.load_named("features_test_resnet", "x.pth", use_ema=False, img_size=None)
+    with pytest.raises(InputError, match="--img-size 64x96: classifiers take square images"):
+        exporting.load_named("recnext_m0", None, use_ema=False, img_size=(64, 96))
+
+
 def test_segmenters_are_timed_by_name():
     trained = exporting.load_named("fpn_recnext_m0", None, use_ema=False, img_size=64)
     assert (trained.num_classes, trained.which, trained.net.head.conv_seg.out_channels) == (150, "random", 150)
