@@ -79,7 +79,7 @@ def test_feature_maps_and_segmenters_are_counted_at_images_that_are_not_square()
     _, fpn_params, fpn_macs = flops.measure_named("fpn_recnext_m0", (128, 192))
     laterals = sum(chs * 256 + 256 for chs in (40, 80, 160, 320))
     outputs = 4 * (256 * 256 * 9 + 256)
-    head = 3 * 128 * 128 * 9 + 4 * 256 * 128 * 9 + (4 + 3) * 128 + 128 * 150 + 150  # 1, 1, 2 and 3 convolutions, each with its norm's bias
+    head = 3 * 128 * 128 * 9 + 4 * 256 * 128 * 9 + 7 * 256 + 128 * 150 + 150  # 1, 1, 2 and 3 convolutions, each with its norm
     assert fpn_params == square[1] + laterals + outputs + head
     assert fpn_macs > wide[2]
 
