@@ -38,13 +38,15 @@ demo: venv  ## train a teacher on real digits, distil a student from it, evaluat
 	@echo "checkpoints: checkpoints/demo/student/checkpoint_best.pth (EMA: checkpoint_best_ema.pth)"
 	@echo "teacher:     checkpoints/demo/teacher/checkpoint_best.pth"
 
-detection-demo: venv  ## train a small Mask R-CNN on made images of shapes, evaluate it: ten minutes on two cores
+detection-demo: venv  ## train a small Mask R-CNN on made images of shapes, evaluate it, draw what it finds: ten minutes on two cores
 	$(BIN)/python -m pip install -q -r requirements-detection.txt
 	$(BIN)/python tools/make_shapes.py --out data/shapes
 	$(BIN)/python -m detection --config recipes/detection/demo.yaml --output_dir checkpoints/shapes --overwrite
 	$(BIN)/python -m detection --config recipes/detection/demo.yaml --eval --resume checkpoints/shapes/checkpoint_best.pth
+	$(BIN)/python predict.py data/shapes/val2017 --resume checkpoints/shapes/checkpoint_best.pth --csv checkpoints/shapes/seen.csv --out checkpoints/shapes/seen
 	@echo "logs:       checkpoints/shapes/log.txt and train_log.txt"
 	@echo "checkpoint: checkpoints/shapes/checkpoint_best.pth"
+	@echo "overlays:   checkpoints/shapes/seen"
 
 segmentation-demo: venv  ## train a small Semantic FPN on the same shapes, evaluate it, paint what it sees: minutes on two cores
 	$(BIN)/python tools/make_shapes.py --out data/shapes --semantic

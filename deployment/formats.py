@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deployment import coreml
-from deployment.verify import Format, Opened, summary, verify
+from deployment.verify import Format, Opened, make_noise, summary, verify
 from deployment.weights import FACTS_NAME, Trained, facts, fused, load_torchscript, load_trained
 from run import integrity
 from run.checkpoint import is_torchscript
@@ -43,7 +43,7 @@ def prepared(trained: Trained, dtype: torch.dtype) -> nn.Module:
 
 def example(trained: Trained) -> Tensor:
     """Images for an exporter to follow; two of them, for it to see that their number may vary."""
-    return torch.randn(2, 3, trained.input_size, trained.input_size, generator=torch.Generator().manual_seed(0))
+    return make_noise(trained, 2)
 
 
 def require(name: str) -> ModuleType:
@@ -186,20 +186,26 @@ def write_onnx_dynamo(trained: Trained, path: Path, dtype: torch.dtype) -> dict:
     return {"opset": ONNX_OPSET, "input_name": "image", "output_name": "logits"}
 
 
-@torch.no_grad()
 def write_onnx_legacy(trained: Trained, path: Path, dtype: torch.dtype) -> dict:
+    return export_legacy(prepared(trained, dtype), example(trained), path, outputs=["logits"], varying={"image": "batch", "logits": "batch"})
+
+
+@torch.no_grad()
+def export_legacy(net: nn.Module, images: Tensor, path: Path, *, outputs: list[str], varying: dict[str, str]) -> dict:
+    """Write what `net` does with `images` by the TorchScript exporter; what to note of it. `varying` names the first dimension of those whose may vary."""
     require("onnx")
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", JIT_IS_DEPRECATED, FutureWarning)
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
         warnings.filterwarnings("ignore", "You are using the legacy TorchScript-based ONNX export|The feature will be removed", DeprecationWarning)
+        warnings.filterwarnings("ignore", "Exporting aten::index operator of advanced indexing", UserWarning)  # right but for negative indices: we have none
         torch.onnx.export(
-            prepared(trained, dtype), (example(trained),), buffer, dynamo=False, opset_version=ONNX_LEGACY_OPSET,
-            input_names=["image"], output_names=["logits"], dynamic_axes={"image": {0: "batch"}, "logits": {0: "batch"}},
+            net, (images,), buffer, dynamo=False, opset_version=ONNX_LEGACY_OPSET,
+            input_names=["image"], output_names=outputs, dynamic_axes={name: {0: text} for name, text in varying.items()},
         )  # fmt: skip
     path.write_bytes(buffer.getvalue())
-    return {"opset": ONNX_LEGACY_OPSET, "input_name": "image", "output_name": "logits"}
+    return {"opset": ONNX_LEGACY_OPSET, "input_name": "image", **({"output_name": outputs[0]} if len(outputs) == 1 else {"output_names": outputs})}
 
 
 def _open_onnx(path: Path, trained: Trained) -> Opened:
@@ -272,7 +278,7 @@ def format_of(path: Path) -> Format:
     raise InputError(f"{path} is no kind of file that can be verified: known are {', '.join((*by_suffix, '.pt', '.pth'))}")
 
 
-def verdict(path: Path, trained: Trained, data_path: str | None) -> str:
-    """What --verify has to say of a file that passes; InputError where it does not."""
-    figures = verify(path, trained, format_of(path), data_path=data_path)
+def verdict(path: Path, trained: Trained, data_path: str | None, *, known: Format | None = None) -> str:
+    """What --verify has to say of a file that passes; InputError where it does not. `known`: its format, where its suffix does not tell."""
+    figures = verify(path, trained, known or format_of(path), data_path=data_path)
     return "\n".join([f"{path} computes what the checkpoint does", summary(figures), f"weights: {figures['weights']}"])

@@ -6,7 +6,8 @@ from pathlib import Path
 from deployment.verify import read_sidecar
 from deployment.weights import Trained, load_trained
 from run import config
-from run.command import positive_int, spellings
+from run.command import image_size, size_text, spellings
+from run.errors import InputError
 
 
 def build_parser(text: str, *, model: tuple[str, ...] = ("model",), ckpt: tuple[str, ...] = ("ckpt",)) -> argparse.ArgumentParser:
@@ -15,7 +16,8 @@ def build_parser(text: str, *, model: tuple[str, ...] = ("model",), ckpt: tuple[
     parser.add_argument(*spellings(*model), dest="model", metavar="NAME", help="architecture (default: what the checkpoint says)")
     parser.add_argument(*spellings(*ckpt), dest="ckpt", metavar="FILE", required=True, help="checkpoint: file, URL or hf-hub:name")
     parser.add_argument(*spellings("use_ema"), action="store_true", help="the checkpoint's EMA weights instead of the raw ones")
-    parser.add_argument(*spellings("input_size"), type=positive_int, metavar="N", help="side of the square image (default: the checkpoint's, else the model's)")
+    size = "side of the square image, or HxW where the network takes such (default: the checkpoint's, else the model's)"
+    parser.add_argument(*spellings("input_size"), type=image_size, metavar="N", help=size)
     parser.add_argument(*spellings("data_path"), metavar="FOLDER", help="real images to verify with (default: scikit-learn's digits)")
     return parser
 
@@ -24,8 +26,15 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verify", metavar="FILE", help="write nothing; check that FILE computes what the checkpoint does, and refuse it if not")
 
 
+def require_square(size: int | tuple[int, int] | None, flag: str) -> None:
+    """InputError where the images of a classifier would not be square."""
+    if isinstance(size, tuple):
+        raise InputError(f"{flag} {size_text(size)}: classifiers take square images, give their side")
+
+
 def load_for(args: argparse.Namespace) -> Trained:
     """The network that the options of `build_parser` name; with --verify its sidecar may say which."""
+    require_square(args.input_size, "--input-size")
     name = args.model
     if name is None and getattr(args, "verify", None):
         name = read_sidecar(Path(args.verify)).get("model")

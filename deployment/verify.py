@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torchvision import transforms
 
 from deployment.weights import Trained, describe_weights, digest, facts, labels, versions
 from loading import augment
@@ -31,7 +32,7 @@ NUM_REAL, NUM_RANDOM = 4, 4
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """Images (N, 3, S, S), normalised float32, the first `num_real` of them photographs from `origin`, and the eager network's logits: (N, C), or
+    """Images (N, 3, H, W), normalised float32, the first `num_real` of them photographs from `origin`, and the eager network's logits: (N, C), or
     (N, C, H, W) where each place has a class of its own."""
 
     images: Tensor
@@ -87,15 +88,22 @@ def from_pixels(pixels: Tensor, trained: Trained) -> Tensor:
     return (pixels / 255 - mean) / std
 
 
+def make_noise(trained: Trained, count: int) -> Tensor:
+    """Random images (count, 3, H, W), the same every time."""
+    return torch.randn(count, 3, *trained.image_size, generator=torch.Generator().manual_seed(0))
+
+
 @torch.no_grad()
 def make_probe(trained: Trained, data_path: str | None = None, *, num_random: int = NUM_RANDOM, is_pixels: bool = False) -> Probe:
     """Real images as in evaluation, and random ones, with what the eager network makes of them in full precision.
 
     With `is_pixels` all are of whole pixels from 0 to 255, as photographs are."""
     pictures, origin = _real_images(data_path)
-    transform = augment.eval_transform(trained.input_size, trained.crop_pct)
-    noise = torch.randn(num_random, 3, trained.input_size, trained.input_size, generator=torch.Generator().manual_seed(0))
-    images = torch.cat((torch.stack([transform(picture) for picture in pictures]), noise))
+    if isinstance(trained.input_size, int):
+        transform = augment.eval_transform(trained.input_size, trained.crop_pct)
+    else:
+        transform = transforms.Compose([transforms.Resize(trained.image_size), transforms.ToTensor(), transforms.Normalize(augment.MEAN, augment.STD)])
+    images = torch.cat((torch.stack([transform(picture) for picture in pictures]), make_noise(trained, num_random)))
     if is_pixels:
         images = from_pixels(to_pixels(images, trained).round().clamp(0, 255), trained)
     return Probe(images=images, reference=trained.net(images), num_real=len(pictures), origin=origin)
@@ -178,12 +186,16 @@ def _is_close(value: Tensor, expected: Tensor) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A kind of file. `ways` of writing it are tried in order until one passes: each writes a network's file and returns what to note of it."""
+    """A kind of file. `ways` of writing it are tried in order until one passes: each writes a network's file and returns what to note of it.
+
+    `probe` and `compare`: what it is tried with, and how it must agree, where that is not `make_probe` and `compare`."""
 
     name: str
     ways: dict[str, Callable[[Trained, Path, torch.dtype], dict]]
     open: Callable[[Path, Trained], Opened]
     takes_pixels: bool = False  # rather than normalised images
+    probe: Callable[..., Probe] = make_probe
+    compare: Callable[[Opened, Probe], dict] = compare
 
 
 @contextlib.contextmanager
@@ -257,13 +269,13 @@ def write_verified(
     if target.is_dir() and not (target.suffix == ".mlpackage" and (target / "Manifest.json").is_file()):
         raise InputError(f"{target} is a folder: name a file to write")
     refused = []
-    probe = make_probe(trained, data_path, is_pixels=fmt.takes_pixels)
+    probe = fmt.probe(trained, data_path, is_pixels=fmt.takes_pixels)
     with staging(target) as folder:
         staged = folder / target.name
         for way in fmt.ways:
             try:
                 noted = _try_way(fmt, way, trained, staged, dtype)
-                figures = compare(fmt.open(staged, trained), probe)
+                figures = fmt.compare(fmt.open(staged, trained), probe)
                 break
             except InputError as error:
                 refused.append(f"{way}: {error}")
@@ -299,11 +311,11 @@ def verify(path: Path, trained: Trained, fmt: Format, *, data_path: str | None =
         raise InputError(f"{path}: there is no such file")
     try:
         opened = fmt.open(path, trained)
-        figures = compare(opened, make_probe(trained, data_path, is_pixels=fmt.takes_pixels))
+        figures = fmt.compare(opened, fmt.probe(trained, data_path, is_pixels=fmt.takes_pixels))
         figures["weights"] = _compare_weights(path, opened, trained, fmt)
         if figures["weights"] is None:
             num_random = 4 * (NUM_REAL + NUM_RANDOM) - NUM_REAL
-            figures = compare(opened, make_probe(trained, data_path, num_random=num_random, is_pixels=fmt.takes_pixels))
+            figures = fmt.compare(opened, fmt.probe(trained, data_path, num_random=num_random, is_pixels=fmt.takes_pixels))
             figures["weights"] = "not compared: the file is built otherwise than an export made here; more images were run instead"
         if read_sidecar(path).get("sha256", digest(path)) != digest(path):
             raise InputError(f"it was changed since it was written and verified: its SHA-256 is not that in {sidecar_path(path).name}")
@@ -342,9 +354,10 @@ def default_target(trained: Trained, suffix: str) -> Path:
 
 def summary(figures: dict) -> str:
     """The figures of `compare` in a line; what could not be checked in another."""
+    relative_to = figures.get("relative_to", "the largest logit")
     line = (
         f"verified on {figures['real_images']} images of {figures['real_images_from']} and {figures['random_images']} random ones, in batches of "
-        f"{', '.join(map(str, figures['batch_sizes']))}: largest difference {figures['largest_relative_difference']:.1e} of the largest logit "
+        f"{', '.join(map(str, figures['batch_sizes']))}: largest difference {figures['largest_relative_difference']:.1e} of {relative_to} "
         f"(tolerance {figures['tolerance']:.0e}, {figures['precision']}), same top class on {figures['same_top1']} of {figures['top1_of']}"
     )
     return "\n".join([line, *(f"not checked: {text}" for text in figures["not_checked"])])

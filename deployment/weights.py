@@ -29,13 +29,13 @@ class Trained:
     """A network in evaluation mode with a checkpoint's weights, not fused unless the checkpoint is, and what its user must know.
 
     `which` names the weights (`model`, `model_ema`, `random`, ...); `mean` and `std` are of pixels from 0 to 1; `input_size` is the
-    side of the square images; `model_kwargs` are further arguments the network was built with."""
+    side of the square images, or height and width of others, which classifiers do not take; `model_kwargs` are further arguments the network was built with."""
 
     net: nn.Module
     name: str
     num_classes: int
     class_names: list[str] | None
-    input_size: int
+    input_size: int | tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop_pct: float
@@ -46,6 +46,11 @@ class Trained:
     args: dict = dataclasses.field(default_factory=dict)
     is_fused: bool = False
     model_kwargs: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return (self.input_size, self.input_size) if isinstance(self.input_size, int) else self.input_size
 
 
 def load_torchscript(path: Path) -> tuple[torch.jit.ScriptModule, dict]:

@@ -10,6 +10,7 @@ from torchvision.models.detection.image_list import ImageList
 from utils import all_sum
 
 RATIOS = (0.5, 1.0, 2.0)  # height by width
+MIN_SCORE, MAX_OBJECTS = 0.05, 100  # of what is found in an image
 
 
 class Anchors(AnchorGenerator):

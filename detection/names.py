@@ -93,3 +93,11 @@ def num_classes(saved: dict, *, where: str) -> int | None:
         if name in state:
             return len(state[name]) // per_class - extra
     return None
+
+
+def detector(saved: dict, *, where: str) -> str:
+    """What detector a checkpoint holds, ours or published, of `detection.config.DETECTORS`, by its heads."""
+    state = checkpoint.weights(saved, where=where)
+    if any(name.startswith(("roi_heads.mask_head.", "roi_head.mask_head.")) for name in state):
+        return "mask_rcnn"
+    return "faster_rcnn" if any(name.startswith(("roi_heads.", "roi_head.")) for name in state) else "retinanet"

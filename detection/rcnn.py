@@ -15,7 +15,7 @@ from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops._utils import convert_boxes_to_roi_format
 from torchvision.ops.poolers import LevelMapper
 
-from detection.matching import RATIOS, Anchors, KeyedSampler, Matcher, shared_count
+from detection.matching import MAX_OBJECTS, MIN_SCORE, RATIOS, Anchors, KeyedSampler, Matcher, shared_count
 from features.pyramid import Backbone
 
 ANCHOR_SIZE = 8  # strides
@@ -138,9 +138,9 @@ class Heads(RoIHeads):
             batch_size_per_image=rois_per_image,
             positive_fraction=0.25,
             bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
-            score_thresh=0.05,
+            score_thresh=MIN_SCORE,
             nms_thresh=0.5,
-            detections_per_img=100,
+            detections_per_img=MAX_OBJECTS,
         )
         self.fg_bg_sampler = KeyedSampler(rois_per_image, 0.25)
         if has_masks:

@@ -9,7 +9,7 @@ from torchvision.models.detection.retinanet import RetinaNet as TorchvisionRetin
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import sigmoid_focal_loss
 
-from detection.matching import RATIOS, Anchors, shared_count
+from detection.matching import MAX_OBJECTS, MIN_SCORE, RATIOS, Anchors, shared_count
 from features.pyramid import Backbone
 
 ANCHOR_SIZES = tuple(4 * 2 ** (i / 3) for i in range(3))  # strides
@@ -46,7 +46,7 @@ class RetinaNet(TorchvisionRetinaNet):
     def __init__(self, backbone: Backbone, num_classes: int):
         anchors = Anchors([tuple(size * stride for size in ANCHOR_SIZES) for stride in backbone.strides], backbone.strides)
         head = Head(backbone.out_channels, len(RATIOS) * len(ANCHOR_SIZES), num_classes)
-        super().__init__(backbone, num_classes, anchor_generator=anchors, head=head, detections_per_img=100)
+        super().__init__(backbone, num_classes, anchor_generator=anchors, head=head, score_thresh=MIN_SCORE, detections_per_img=MAX_OBJECTS)
         del self.transform  # the loader's
         self.num_classes = num_classes
 

@@ -28,12 +28,13 @@ class Images:
         self.device = device
         self._made: dict[tuple, Tensor] = {}
 
-    def get(self, input_size: int, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
-        """(batch_size, 3, input_size, input_size), standard normal."""
+    def get(self, input_size: int | tuple[int, int], memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+        """(batch_size, 3, height, width), standard normal; `input_size` is both sides, or the two of them."""
         key = (input_size, memory_format)
         if key not in self._made:
             generator = torch.Generator(self.device).manual_seed(0)
-            images = torch.randn(self.batch_size, 3, input_size, input_size, generator=generator, device=self.device)
+            sides = (input_size, input_size) if isinstance(input_size, int) else input_size
+            images = torch.randn(self.batch_size, 3, *sides, generator=generator, device=self.device)
             self._made[key] = images.contiguous(memory_format=memory_format)
         return self._made[key]
 

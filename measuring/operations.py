@@ -1,6 +1,7 @@
 """Parameters and multiply-accumulates of networks, as trained and fused, beside the published figures."""
 
 import difflib
+from collections.abc import Callable
 
 import timm
 import torch
@@ -62,14 +63,20 @@ def count_macs(net: nn.Module, image_shape: tuple[int, int, int]) -> int:
     return counter.get_total_flops() // 2
 
 
-def measure(name: str, input_size: int | None) -> tuple[int, int, int]:
-    """Parameters as trained, parameters fused, MACs fused for a square image of that side (default: the network's own size)."""
-    net = model.create_model(name).eval()
-    chans, height, width = net.pretrained_cfg["input_size"]
-    image_shape = (chans, input_size or height, input_size or width)
+def count(net: nn.Module, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Parameters of a network as trained, parameters fused, MACs fused for one image; `net` is used up."""
     num_trained = count_parameters(net)
-    net = utils.replace_batchnorm(net).to("meta")
+    net = utils.replace_batchnorm(net.eval()).to("meta")
     return num_trained, count_parameters(net), count_macs(net, image_shape)
+
+
+def measure(name: str, input_size: int | tuple[int, int] | None) -> tuple[int, int, int]:
+    """`count` of the classifier of that name, for an image of that side, or height and width (default: the network's own size)."""
+    net = model.create_model(name)
+    chans, *sides = net.pretrained_cfg["input_size"]
+    if input_size is not None:
+        sides = (input_size, input_size) if isinstance(input_size, int) else input_size
+    return count(net, (chans, *sides))
 
 
 def agrees(value: float, published: str, *, tolerance: float = 0.0) -> bool:
@@ -78,8 +85,8 @@ def agrees(value: float, published: str, *, tolerance: float = 0.0) -> bool:
     return abs(value - float(published)) <= max(10.0**-decimals, tolerance)
 
 
-def format_row(name: str, input_size: int | None) -> str:
-    """One line of the table."""
+def format_row(name: str, input_size: int | tuple[int, int] | None, *, measure: Callable = measure) -> str:
+    """One line of the table; `measure` counts the network of a name."""
     num_trained, num_fused, macs = measure(name, input_size)
     line = f"{name:<26}{num_trained:>12,}{num_fused:>12,}{macs / 1e9:>10.3f}"
     if name not in PUBLISHED or input_size not in (None, 224):

@@ -25,7 +25,7 @@ from deployment.weights import Trained, describe_weights, fused, load_trained
 from deployment.weights import versions as package_versions
 from measuring.forms import Builder, Call, Images, forward
 from reporting import scatter
-from run.command import positive_int, spellings
+from run.command import image_size, positive_int, size_text, spellings
 from run.compiling import any_number_compiled
 from run.errors import InputError, first_line
 from run.hardware import open_device, pick_amp
@@ -72,7 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser, *, forms: tuple[str, ...], de
     parser.add_argument("--model", "-m", required=True, help=f"networks of timm's registry, {names}: one table, measured in one interleaved run")
     parser.add_argument("--resume", help=f"their checkpoints, {names} in the same order; without, random weights")
     parser.add_argument(*spellings("use_ema"), action="store_true", help="the checkpoints' EMA weights")
-    parser.add_argument(*spellings("img_size"), type=positive_int, help="side of the square images, pixels (default: each network's own)")
+    parser.add_argument(
+        *spellings("img_size"), type=image_size, help="side of the square images, pixels, or HxW where the network takes such (default: each network's own)"
+    )
     parser.add_argument("--forms", default=",".join(default_forms), help=f"{names}, of {', '.join(forms)} [%(default)s]")
     parser.add_argument("--threads", type=positive_int, default=threads, help=f"processor threads of each operator [{threads or 'as many as torch takes'}]")
     parser.add_argument("--rounds", type=positive_int, default=num_rounds, help="visits of each form of each model [%(default)s]")
@@ -190,7 +192,7 @@ def build_cases(setup: Setup, subjects: list[Trained], builders: dict[str, Build
         except RuntimeError as error:
             for case in own:
                 case.remark, case.is_out_of_memory = first_line(error), isinstance(error, torch.OutOfMemoryError)
-            setup.report(f"{trained.name} does not run on {batch_size} images of {trained.input_size} pixels: {first_line(error)}")
+            setup.report(f"{trained.name} does not run on {batch_size} images of {size_text(trained.input_size)} pixels: {first_line(error)}")
             continue
         for case in own:
             setup.report(f"preparing {trained.name} {case.form}")
@@ -313,7 +315,7 @@ def table(cases: list[Case], *, unit: str, column: str | None = None, accuracies
     rows: dict[int, dict[str, str]] = {}
     for case in cases:
         trained = case.trained
-        row = rows.setdefault(id(trained), {"model": trained.name, "input": str(trained.input_size), "batch": str(case.batch_size)})
+        row = rows.setdefault(id(trained), {"model": trained.name, "input": size_text(trained.input_size), "batch": str(case.batch_size)})
         if column is not None:
             row[column] = f"{accuracies[trained.name]:g}" if trained.name in accuracies else "-"
         row[f"{case.form}_{unit}"] = _cell(case, unit)

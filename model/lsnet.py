@@ -119,11 +119,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, dim, height, width = x.shape
+        if torch.jit.is_tracing():  # a trace is of one size, which it gives as tensors
+            height, width = int(height), int(width)
         q, k, v = keep_layout(self.qkv(x)).split(self.split_dims, dim=1)
         shape = [batch, self.num_heads, -1, height * width]
         q, k, v = keep_layout(self.dw(dense(q))).reshape(shape), k.reshape(shape), v.reshape(shape)
         biases = self.attention_biases[:, self.attention_bias_idxs]
-        if not torch.jit.is_tracing() and (height, width) != self.resolution:
+        if (height, width) != self.resolution:
             biases = interpolate(biases.unsqueeze(0), [height * width, height * width], mode="bicubic", align_corners=False).squeeze(0)
         scores = (q * self.scale).transpose(-2, -1) @ k + biases
         out = matmul_laid_out_like(v, v, scores.softmax(-1).transpose(-2, -1))
@@ -244,7 +246,7 @@ class LSNet(PooledNet):
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, num_features, h, w): the last stage's feature map. ValueError where the images are of another size than the biases are for."""
         height, width = _halve((x.shape[2], x.shape[3]), 6)
-        if not torch.jit.is_tracing() and (height, width) != self.resolution:
+        if (height, width) != self.resolution:
             raise ValueError(
                 f"the biases of this network's attention are for maps of {self.resolution[0]}x{self.resolution[1]}, not {height}x{width}: "
                 "resize the images to the network's img_size (224), or train one with img_size=(height, width)"

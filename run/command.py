@@ -26,6 +26,20 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+def image_size(text: str) -> int | tuple[int, int]:
+    """For argparse: `512`, the side of square images, or `800x1333`, height and width, in pixels."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) >= 1 for side in sides):
+        raise argparse.ArgumentTypeError(f"{text} is no size of images: give a side, as 512, or height and width, as 800x1333")
+    height, width = int(sides[0]), int(sides[-1])
+    return height if height == width else (height, width)
+
+
+def size_text(size: int | tuple[int, int]) -> str:
+    """A size as `image_size` reads it."""
+    return str(size) if isinstance(size, int) else "x".join(map(str, size))
+
+
 def run_command(command: Callable[[list[str]], None], argv: list[str]) -> int:
     """Exit status of a command: 0, or 1 with one line on standard error where the input is at fault."""
     try:

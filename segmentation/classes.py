@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from features.pictures import made_palette
 from run.errors import InputError
 
 ADE20K = Path(__file__).parent / "ade20k.txt"
@@ -24,12 +25,6 @@ class Classes:
 
     def __len__(self) -> int:
         return len(self.names)
-
-
-def made_palette(num_classes: int) -> np.ndarray:
-    """(num_classes, 3) uint8 colours, far apart for neighbours: each channel goes round 255 in a large step of its own."""
-    steps = np.array([2**25 - 1, 2**15 - 1, 2**21 - 1], np.int64)
-    return (np.arange(1, num_classes + 1)[:, None] * steps % 255).astype(np.uint8)
 
 
 def numbered(num_classes: int) -> Classes:

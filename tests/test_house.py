@@ -25,8 +25,8 @@ MAY_IMPORT = {
     "measuring": "utils run model loading losses engine distillation deployment reporting",
     "preflight": "utils run loading model losses datasets engine distillation measuring",
     "publishing": "run model deployment measuring",
-    "features": "utils run model loading engine",
-    "detection": "utils run loading sources engine features",
+    "features": "utils run model loading engine deployment",
+    "detection": "utils run loading sources engine features deployment",
     "segmentation": "utils run loading sources engine features deployment",
 }
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("[!.]*/__init__.py") if path.parent.name not in ("tests", "benchmarks"))

@@ -3,11 +3,13 @@
     python tools/latency.py --model recnext_m1 --threads 1
     python tools/latency.py --model recnext_m0,recnext_m1,lsnet_t --forms onnxruntime,eager,channels_last,compiled --out latency.json
     python tools/latency.py --model fpn_recnext_m3,fpn_lsnet_t --img-size 512
+    python tools/latency.py --model features_recnext_m3,features_lsnet_t --img-size 800x1333
     python tools/latency.py --model recnext_m0,recnext_m1,repnext_m1 --accuracy docs/published.md "top-1 distilled" > latency.md
 
-`fpn_` before a name means Semantic FPN on that backbone. All models and forms are measured in turns, round after round, in one table: median
-over rounds, and the lowest and highest round. The ONNX file is the one that export_onnx.py writes, verified as there. The table is Markdown, on
-standard output, and `compare_logs.py --scatter` draws it; what is left out, and why, goes to standard error. Exit status 1 where nothing could be measured.
+`fpn_` before a name means Semantic FPN on that backbone, `features_` its feature maps alone, as detectors and segmenters use them. All models
+and forms are measured in turns, round after round, in one table: median over rounds, and the lowest and highest round. The ONNX file is the
+one that export_onnx.py writes, verified as there. The table is Markdown, on standard output, and `compare_logs.py --scatter` draws it; what is
+left out, and why, goes to standard error. Exit status 1 where nothing could be measured.
 """
 
 import argparse

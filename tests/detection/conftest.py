@@ -31,3 +31,11 @@ def short_run(shapes, capsys):
         return code, capsys.readouterr().out
 
     return run
+
+
+@pytest.fixture(scope="session")
+def whole(shapes, tmp_path_factory) -> Path:
+    """The folder of a run that never stopped."""
+    folder = tmp_path_factory.mktemp("detector") / "whole"
+    assert command.main([*SHORT_RUN, f"--data-path={shapes}", f"--output_dir={folder}"]) == 0
+    return folder

@@ -153,14 +153,6 @@ def test_all_decays_but_lsnets_attention_biases():
 # ---- a run and what it leaves
 
 
-@pytest.fixture(scope="module")
-def whole(shapes, tmp_path_factory) -> Path:
-    """The folder of a run that never stopped."""
-    folder = tmp_path_factory.mktemp("run") / "whole"
-    assert command.main([*SHORT_RUN, f"--data-path={shapes}", f"--output_dir={folder}"]) == 0
-    return folder
-
-
 def step_lines(folder: Path) -> list[dict]:
     """train_log.txt without what a clock says."""
     lines = [json.loads(line) for line in (folder / "train_log.txt").read_text().splitlines()]
@@ -270,9 +262,9 @@ def test_evaluation_reports_the_last_epochs_figures_of_ours_and_of_the_published
     torch.save({"state_dict": names.to_published(opened.net)}, tmp_path / "published.pth")
     _, said = short_run("--eval", "bbox", f"--resume={tmp_path / 'published.pth'}")
     assert wanted in said and "segm" not in said
-    again = saved.open_checkpoint(str(tmp_path / "published.pth"), detector="mask_rcnn", model="recnext_m0")
+    again = saved.open_checkpoint(str(tmp_path / "published.pth"), model="recnext_m0")
     assert states_equal(again.net.state_dict(), opened.net.state_dict()) and again.class_names == ["0", "1", "2"]
-    with pytest.raises(InputError, match="does not say what detector it holds: add --detector"):
+    with pytest.raises(InputError, match="does not say what backbone its detector has: add --model"):
         saved.open_checkpoint(str(tmp_path / "published.pth"))
     assert not saved.is_detector({"model": {"head.weight": torch.zeros(2)}})
 

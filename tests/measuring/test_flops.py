@@ -69,3 +69,27 @@ def test_unknown_names_and_refused_sizes_are_explained(capsys):
 
 def test_other_sizes_are_not_compared():
     assert operations.format_row("recnext_m0", 128).split() == ["recnext_m0", "2,832,420", "2,497,280", "0.132"]
+
+
+def test_feature_maps_and_segmenters_are_counted_at_images_that_are_not_square():
+    """Convolutions grow with the image's area: 128 x 192 has one and a half times that of 128 x 128. Heads are not counted."""
+    square, wide = (flops.measure_named("features_recnext_m0", size) for size in (128, (128, 192)))
+    assert square[:2] == wide[:2] and square[1] < operations.measure("recnext_m0", None)[1]
+    assert wide[2] == 1.5 * square[2]
+    _, fpn_params, fpn_macs = flops.measure_named("fpn_recnext_m0", (128, 192))
+    laterals = sum(chs * 256 + 256 for chs in (40, 80, 160, 320))
+    outputs = 4 * (256 * 256 * 9 + 256)
+    head = 3 * 128 * 128 * 9 + 4 * 256 * 128 * 9 + 7 * 256 + 128 * 150 + 150  # 1, 1, 2 and 3 convolutions, each with its norm
+    assert fpn_params == square[1] + laterals + outputs + head
+    assert fpn_macs > wide[2]
+
+
+def test_sizes_and_prefixed_names_on_the_command_line(capsys):
+    assert flops.main(["-m", "features_recnext_m0", "--input-size", "64x96"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[0] == "features_recnext_m0"
+    assert flops.main(["-m", "fpn_recnext_m9"]) == 1
+    assert "recnext_m9 is no model" in capsys.readouterr().err
+    for size in ("64x", "0", "1x2x3", "-4"):
+        with pytest.raises(SystemExit):
+            flops.main(["-m", "recnext_m0", f"--input-size={size}"])
+    assert "give a side, as 512, or height and width, as 800x1333" in capsys.readouterr().err

@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from features.pictures import made_palette
 from run.errors import DamagedImage, InputError
 from segmentation import classes, data
-from segmentation.classes import ADE20K, Classes, made_palette, numbered, read_classes
+from segmentation.classes import ADE20K, Classes, numbered, read_classes
 from segmentation.networks import IGNORED
 from tests.segmentation import made
 from utils import Rank

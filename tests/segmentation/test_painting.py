@@ -10,6 +10,7 @@ from PIL import Image
 
 import predict
 from deployment import formats, verify
+from features import pictures
 from run.errors import InputError
 from segmentation import data, exporting, names, networks, painting, saved
 from segmentation.classes import Classes, numbered
@@ -74,32 +75,33 @@ def test_overlays_and_shares_by_hand():
 
 def test_results_lie_as_the_pictures_do(tmp_path):
     files = [str(tmp_path / name) for name in ("a/x.jpg", "b/x.jpg", "b/c/y.png")]
-    assert painting.targets(files, Path("out")) == [Path("out/a/x.png"), Path("out/b/x.png"), Path("out/b/c/y.png")]
-    assert painting.targets(files[:1], Path("out")) == [Path("out/x.png")]
+    assert pictures.targets(files, Path("out")) == [Path("out/a/x.png"), Path("out/b/x.png"), Path("out/b/c/y.png")]
+    assert pictures.targets(files[:1], Path("out")) == [Path("out/x.png")]
     with pytest.raises(InputError, match="x.bmp and .*x.jpg would both be .*x.png"):
-        painting.targets([files[0], files[0].replace("jpg", "bmp")], Path("out"))
+        pictures.targets([files[0], files[0].replace("jpg", "bmp")], Path("out"))
 
 
 def test_a_picture_and_its_labels_are_written(tmp_path):
     labels = np.zeros((4, 6), np.int64)
-    painting.write_images(tmp_path / "out/deep/x.png", np.zeros((4, 6, 3), np.uint8), labels, opened(Bright()))
+    pictures.write_images(tmp_path / "out/deep/x.png", np.zeros((4, 6, 3), np.uint8), painting.label_image(labels, opened(Bright())))
     assert sorted(path.name for path in (tmp_path / "out/deep").iterdir()) == ["x.png", "x_overlay.jpg"]
     with Image.open(tmp_path / "out/deep/x_overlay.jpg") as image:
         assert image.size == (6, 4)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="--out"):
-        painting.write_images(tmp_path / "file/x.png", np.zeros((4, 6, 3), np.uint8), labels, opened(Bright()))
+        pictures.write_images(tmp_path / "file/x.png", np.zeros((4, 6, 3), np.uint8), None)
 
 
 def test_overlays_on_one_sheet_stand_in_rows_of_four(tmp_path):
-    painter = painting.Painter(opened(Bright()), ["a", "b"], tmp_path / "deep/sheet.png")
+    painter = pictures.Painter(["a", "b"], tmp_path / "deep/sheet.png")
+    palette = opened(Bright()).classes.palette
     for i, size in enumerate([(10, 6), (8, 12), (5, 5), (5, 5), (7, 7)]):
-        painter.add(str(i), np.full((*size, 3), 40 * i, np.uint8), np.zeros(size, np.int64))
+        painter.add(str(i), painting.overlay(np.full((*size, 3), 40 * i, np.uint8), np.zeros(size, np.int64), palette))
     painter.end()
     with Image.open(tmp_path / "deep/sheet.png") as image:
         assert image.size == (4 * 16 - 4, 2 * 14 - 4)
         pixels = np.asarray(image.convert("RGB")).astype(int)
-    tint = opened(Bright()).classes.palette[0].astype(int)
+    tint = palette[0].astype(int)
     for i, (top, left) in enumerate([(0, 0), (0, 16), (0, 32), (0, 48), (14, 0)]):
         assert np.abs(pixels[top, left] - (40 * i + tint) / 2).max() <= 4
     assert pixels[12, 0].tolist() == [255, 255, 255]
@@ -140,13 +142,13 @@ def test_checkpoints_that_hold_no_segmenter_or_other_names_are_refused():
 
 
 def test_predict_paints_what_a_checkpoint_sees(whole, shapes, tmp_path, capsys):
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    folder = tmp_path / "pictures"
+    folder.mkdir()
     for name in ("000001.jpg", "000002.jpg"):
-        (pictures / name).write_bytes((shapes / "images/validation" / name).read_bytes())
-    (pictures / "torn.jpg").write_bytes(b"nothing")
+        (folder / name).write_bytes((shapes / "images/validation" / name).read_bytes())
+    (folder / "torn.jpg").write_bytes(b"nothing")
     out, table = tmp_path / "seen", tmp_path / "seen.csv"
-    common = [str(pictures), f"--resume={whole / 'checkpoint_last.pth'}", "--device=cpu"]
+    common = [str(folder), f"--resume={whole / 'checkpoint_last.pth'}", "--device=cpu"]
     assert predict.main([*common, f"--out={out}", f"--csv={table}"]) == 0
     said = capsys.readouterr().err
     assert "torn.jpg cannot be read as an image" in said
@@ -156,7 +158,7 @@ def test_predict_paints_what_a_checkpoint_sees(whole, shapes, tmp_path, capsys):
     assert list(rows[0]) == ["file", "class", "share", "index"]
     for name in ("000001", "000002"):
         labels = data.to_labels(data.read_values(str(out / f"{name}.png")), skips_zero=True)
-        with Image.open(pictures / f"{name}.jpg") as picture:
+        with Image.open(folder / f"{name}.jpg") as picture:
             assert labels.shape == picture.size[::-1]
         told = {int(row["index"]): float(row["share"]) for row in rows if row["file"].endswith(f"{name}.jpg")}
         assert told == {index: pytest.approx((labels == index).mean(), abs=1e-6) for index in np.unique(labels)}
@@ -168,7 +170,7 @@ def test_predict_paints_what_a_checkpoint_sees(whole, shapes, tmp_path, capsys):
 def test_out_is_refused_where_there_is_nothing_to_paint(shapes, tmp_path, capsys):
     torch.save({"model": {"head.weight": torch.zeros(2)}}, tmp_path / "classifier.pth")
     assert predict.main([str(shapes / "images/validation"), f"--resume={tmp_path / 'classifier.pth'}", f"--out={tmp_path}", "--device=cpu"]) == 1
-    assert "--out is for what a segmenter sees" in capsys.readouterr().err
+    assert "--out is for what a detector or segmenter sees" in capsys.readouterr().err
 
 
 def test_the_whole_network_is_exported_and_compared(whole, tmp_path):
@@ -183,6 +185,17 @@ def test_the_whole_network_is_exported_and_compared(whole, tmp_path):
     (logits,) = session.run(None, {"image": images.numpy()})
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(logits), trained.net(images), rtol=1e-3, atol=1e-4)
+
+
+def test_feature_maps_are_timed_by_name_and_classifiers_take_squares(tmp_path):
+    trained = exporting.load_named("features_test_resnet", None, use_ema=False, img_size=(64, 96))
+    assert (trained.name, trained.image_size) == ("features_test_resnet", (64, 96))
+    figures = verify.write_verified(trained, tmp_path / "net.onnx", formats.ONNX)["verified"]
+    assert figures["largest_relative_difference"] < 1e-5
+    with pytest.raises(InputError, match="measured with random weights"):
+        exporting.load_named("features_test_resnet", "x.pth", use_ema=False, img_size=None)
+    with pytest.raises(InputError, match="--img-size 64x96: classifiers take square images"):
+        exporting.load_named("recnext_m0", None, use_ema=False, img_size=(64, 96))
 
 
 def test_segmenters_are_timed_by_name():
