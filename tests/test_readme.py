@@ -144,7 +144,7 @@ def words_in(picture: Path) -> set[str]:
 
 @pytest.mark.parametrize(("picture", "caption"), [(picture, caption) for _, picture, caption in PICTURES if picture.endswith(".svg")])
 def test_pictures_are_what_their_commands_draw(picture, caption, tmp_path):
-    command = re.search(r"`python ([^`]+)`", caption)[1].split()
+    command = shlex.split(re.search(r"`python ([^`]+)`", caption)[1])
     done = run_command(*command[:-1], str(tmp_path / "drawn.svg"))
     assert done.returncode == 0, done.stderr
     assert words_in(tmp_path / "drawn.svg") == words_in(ROOT / command[-1]) != set()
@@ -188,7 +188,7 @@ def declared_flags() -> set[str]:
 
 def test_flags_in_the_texts_exist():
     flags = {flag.replace("_", "-") for text in TEXTS.values() for flag in re.findall(r"(?<![\w-])--[a-z][\w-]+", text)}
-    launchers = {"--nproc-per-node", "--max-restarts", "--use-env", "--nodes", "--gpus-per-node"}  # torchrun's, torch.distributed.launch's and sbatch's
+    launchers = {"--no-deps", "--nproc-per-node", "--max-restarts", "--use-env", "--nodes", "--gpus-per-node"}  # others' commands
     assert flags - declared_flags() - launchers - {"--epochs"} == set()
 
 

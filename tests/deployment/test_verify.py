@@ -153,7 +153,7 @@ def nudge(tensor: torch.Tensor) -> torch.Tensor:
 
 def perturb_onnx(path: Path, target: Path) -> None:
     proto = onnx.load(path)
-    weight = next(tensor for tensor in proto.graph.initializer if tensor.name == "stages.2.blocks.4.channel_mixer.0.weight")
+    weight = next(tensor for tensor in proto.graph.initializer if tensor.name == "stages.2.blocks.1.channel_mixer.0.weight")
     value = nudge(torch.from_numpy(onnx.numpy_helper.to_array(weight).copy()))
     weight.CopyFrom(onnx.numpy_helper.from_array(value.numpy(), weight.name))
     onnx.save(proto, target)
@@ -161,7 +161,7 @@ def perturb_onnx(path: Path, target: Path) -> None:
 
 def perturb_script(path: Path, target: Path) -> None:
     net, _ = weights.load_torchscript(path)
-    weight = dict(net.named_parameters())["stages.2.blocks.4.channel_mixer.0.weight"]
+    weight = dict(net.named_parameters())["stages.2.blocks.1.channel_mixer.0.weight"]
     weight.data.copy_(nudge(weight))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", formats.JIT_IS_DEPRECATED, FutureWarning)
@@ -170,7 +170,7 @@ def perturb_script(path: Path, target: Path) -> None:
 
 def perturb_state(path: Path, target: Path) -> None:
     saved = torch.load(path, weights_only=True)
-    name = "stages.2.blocks.4.channel_mixer.0.conv.weight"
+    name = "stages.2.blocks.1.channel_mixer.0.conv.weight"
     torch.save({**saved, "model": {**saved["model"], name: nudge(saved["model"][name])}}, target)
 
 
@@ -332,7 +332,7 @@ def wrong_writer(fmt: verify.Format, way: str):
     """A way of writing that gives another network's file."""
 
     def write(trained, path, dtype):
-        other = randomise(model.create_model(trained.name, num_classes=trained.num_classes, distillation=True)).eval()
+        other = randomise(model.create_model(trained.name, num_classes=trained.num_classes, distillation=True, **SMALL_NET)).eval()
         other.stem.stem[0].conv.weight.data.mul_(1.5)
         return fmt.ways[way](dataclasses.replace(trained, net=other), path, dtype)
 
