@@ -21,7 +21,7 @@ from deployment import coreml, formats, verify, weights
 from run import command
 from run.errors import InputError
 from tests.conftest import SMALL_NET
-from tests.nets import build, randomise
+from tests.nets import randomise
 
 FEW = {"depths": (1, 1, 1, 1)}
 FAMILIES = {  # with few blocks where they let themselves be told
@@ -263,7 +263,7 @@ def save_in_training_mode(net: nn.Module, path: Path) -> None:
     ],
 )
 def test_training_mode_is_refused(kind, suffix, found, trained, tmp_path):
-    plain = build("recnext_m0", (64, 64), num_classes=7)
+    plain = model.create_model("recnext_m0", num_classes=7, **SMALL_NET)
     plain.load_state_dict(trained.net.state_dict())
     net = plain.train() if kind == "batchnorm" else Unsteady(plain.eval()).train(False)
     if kind == "dropout":

@@ -32,7 +32,9 @@ KINDS = kinds()
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.(script|trace|trace_method|save|load)` is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:Converting a tensor to a Python boolean:torch.jit.TracerWarning"),  # linear attention's order is fixed by tracing
+    pytest.mark.filterwarnings(
+        "ignore:Converting a tensor to a Python (boolean|integer):torch.jit.TracerWarning"
+    ),  # as meant
 ]
 
 
