@@ -29,6 +29,8 @@ FORMATS = {"onnx": (formats.ONNX, ".onnx"), "torchscript": (formats.TORCHSCRIPT,
 def load(args: argparse.Namespace) -> tuple[weights.Trained, dict]:
     """The classifier, segmenter or detector in the checkpoint that the options name, and the formats that it can be written in, as `FORMATS`."""
     saved = weights.read_file(args.ckpt)
+    if args.use_ema and (detection.saved.is_detector(saved) or segmentation.saved.is_segmenter(saved)):
+        raise InputError(f"--use-ema is for classifiers, and {args.ckpt} holds none; others are trained without an average of the weights: drop it")
     if detection.saved.is_detector(saved):
         trained = detection.exporting.load_trained(args.model, args.ckpt, img_size=args.input_size, part=args.part)
         return trained, {"onnx": (detection.exporting.FORMATS[args.part], ".onnx")}

@@ -64,6 +64,8 @@ def run(argv: list[str]) -> None:
         raise InputError(f"--min-score is for what a detector finds, and {args.resume} holds none: drop it")
     if args.out and not (is_detector or is_segmenter):
         raise InputError(f"--out is for what a detector or segmenter sees, and {args.resume} holds a classifier: drop it")
+    if args.use_ema and (is_detector or is_segmenter):
+        raise InputError(f"--use-ema is for classifiers, and {args.resume} holds none; others are trained without an average of the weights: drop it")
     if is_detector:
         painting, opened = detection.painting, detection.saved.build(checkpoint, where=args.resume, model=args.model)
         min_score = painting.MIN_SCORE if args.min_score is None else args.min_score

@@ -7,9 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+import export_onnx
 import predict
 from detection import names, networks, painting, saved
 from features.pictures import made_palette
+from run import command
 from run.errors import InputError
 from tests.detection import made
 
@@ -112,6 +114,13 @@ def test_what_a_detector_alone_takes_is_refused_elsewhere(shapes, tmp_path, caps
     pictures = str(shapes / "val2017")
     assert predict.main([pictures, f"--resume={tmp_path / 'classifier.pth'}", "--min-score=0.3", "--device=cpu"]) == 1
     assert "--min-score is for what a detector finds" in capsys.readouterr().err
+
+
+def test_a_detector_has_no_ema_weights(whole, shapes, capsys):
+    detector = str(whole / "checkpoint_last.pth")
+    assert predict.main([str(shapes / "val2017"), f"--resume={detector}", "--use-ema", "--device=cpu"]) == 1
+    assert command.run_command(export_onnx.run, ["--ckpt", detector, "--use-ema"]) == 1
+    assert capsys.readouterr().err.count("--use-ema is for classifiers") == 2
 
 
 def test_a_detector_that_has_diverged_is_named():

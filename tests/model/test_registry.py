@@ -32,9 +32,7 @@ KINDS = kinds()
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.(script|trace|trace_method|save|load)` is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings(
-        "ignore:Converting a tensor to a Python (boolean|integer):torch.jit.TracerWarning"
-    ),  # as meant
+    pytest.mark.filterwarnings("ignore:Converting a tensor to a Python (boolean|integer):torch.jit.TracerWarning"),  # as meant
 ]
 
 
