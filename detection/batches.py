@@ -13,15 +13,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from detection.coco import CocoData
-from loading.damage import TrainingDamage, ValidationDamage
 from loading.keys import draw_words
 from loading.sized import DIVISOR, fitted, normalised, opened, padded, to_size, written
-from loading.steps import ImageLoader, Part, StepLoader, StepSampler, first_sound
+from loading.steps import ImageLoader, ImageShare, Part, StepLoader, build_image_loader, build_step_loader, first_sound
 from loading.transfer import prefetched
-from run.errors import DamagedImage, InputError
+from run.errors import InputError
 from utils import Rank, log
 
 MAX_SIZE = (1333, 800)  # long and short side, in pixels
@@ -152,27 +151,14 @@ class TrainingSet(Dataset):
         return Batch(written(views, part.size), sizes, originals, indices, targets, [one[:2] for one in words], tuple(replaced), tuple(damaged))
 
 
-class ValidationSet(Dataset):
-    """One process's share of the images, each in one process alone and in a batch of its own, so that nothing depends on its neighbours.
+def load_alone(index: int, *, data: CocoData, max_size: tuple[int, int]) -> Batch:
+    """Image `index` of an evaluation, in a batch of its own. DamagedImage where it cannot be read."""
+    view = load_image(data, index, max_size)
+    size = view.shape[:2]
+    return Batch(written([view], padded([size])), [size], [tuple(data.sizes[index].tolist())], [index])
 
-    The batch of one that cannot be read holds none, and names it."""
 
-    def __init__(self, data: CocoData, rank: Rank, *, max_size: tuple[int, int]):
-        self.data = data
-        self.max_size = max_size
-        self.indices = range(rank.index, len(data), rank.world_size)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitems__(self, places: list[int]) -> Batch:
-        (index,) = (self.indices[place] for place in places)
-        try:
-            view = load_image(self.data, index, self.max_size)
-        except DamagedImage as error:
-            return Batch(torch.zeros(0, 3, DIVISOR, DIVISOR, dtype=torch.uint8), [], [], [], damaged=((error.name, error.reason),))
-        size = view.shape[:2]
-        return Batch(written([view], padded([size])), [size], [tuple(self.data.sizes[index].tolist())], [index])
+NOTHING = Batch(torch.zeros(0, 3, DIVISOR, DIVISOR, dtype=torch.uint8), [], [], [])
 
 
 def finished(batch: Batch) -> Batch:
@@ -192,14 +178,11 @@ def _ready(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
 def build_train_loader(
     plan: StepPlan, rank: Rank, *, has_masks: bool, settings: dict, accum_steps: int = 1, max_bad_images: int = 0, list_path: Path | None = None
 ) -> StepLoader:
-    """The training data in keyed order; `settings` of the DataLoader are those of `loading.loaders.loader_settings`.
-
-    `max_bad_images`: so many that are damaged are borne, others standing in for them; `list_path` gets the list of them where it is long."""
-    sampler = StepSampler(plan, accum_steps=accum_steps, rank=rank.index, world_size=rank.world_size)
+    """The training data in keyed order: `loading.steps.build_step_loader`."""
     log.info("training images %d of %d  steps %d of %d images", len(plan.images), len(plan.data), plan.num_steps, plan.batch_size)
     dataset = TrainingSet(plan, has_masks=has_masks, replaces_damaged=max_bad_images > 0)
-    damage = TrainingDamage(rank, list_path, limit=max_bad_images, others="others of its shape")
-    return StepLoader(DataLoader(dataset, batch_sampler=sampler, **settings), sampler, damage, functools.partial(_ready, device=rank.device))
+    damage = {"max_bad_images": max_bad_images, "list_path": list_path, "others": "others of its shape"}
+    return build_step_loader(plan, dataset, rank, settings=settings, accum_steps=accum_steps, prepare=functools.partial(_ready, device=rank.device), **damage)
 
 
 def build_val_loader(
@@ -211,8 +194,7 @@ def build_val_loader(
     skips_damaged: bool = False,
     list_path: Path | None = None,
 ) -> ImageLoader:
-    """Each image once, over all processes; `skips_damaged`: without those that cannot be read, else that is an error."""
-    damage = ValidationDamage(rank, list_path, num_images=len(data), is_skipped=skips_damaged)
-    return ImageLoader(
-        DataLoader(ValidationSet(data, rank, max_size=max_size), batch_size=1, **settings), damage, functools.partial(_ready, device=rank.device)
-    )
+    """Each image once, over all processes: `loading.steps.build_image_loader`."""
+    dataset = ImageShare(len(data), rank, functools.partial(load_alone, data=data, max_size=max_size), nothing=NOTHING)
+    prepare = functools.partial(_ready, device=rank.device)
+    return build_image_loader(dataset, rank, settings=settings, skips_damaged=skips_damaged, list_path=list_path, prepare=prepare)

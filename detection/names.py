@@ -2,6 +2,7 @@
 
 There the background is the last class score and has no deltas and no mask; here it is row 0 of all three, with zeros where there is nothing."""
 
+import functools
 import re
 
 import torch
@@ -70,15 +71,8 @@ def from_published(net: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor
     return converted
 
 
-def load(net: nn.Module, saved: dict, *, where: str) -> None:
-    """Load a detector's checkpoint, ours or a published one, as `run.checkpoint.read` gives it. InputError names what does not fit."""
-    state = checkpoint.weights(saved, where=where)
-    checkpoint.load_weights(net, from_published(net, state) if names.is_published(state) else state, where=where)
-
-
-def load_finetune(net: nn.Module, source: str) -> None:
-    """Load what fits of a detector's checkpoint, ours or a published one; heads of other classes are dropped, which the log says."""
-    checkpoint.load_finetune(net, source, convert=lambda state: from_published(net, state) if names.is_published(state) else state)
+load = functools.partial(names.load, from_published=from_published)
+load_finetune = functools.partial(names.load_finetune, from_published=from_published)
 
 
 def num_classes(saved: dict, *, where: str) -> int | None:

@@ -15,7 +15,6 @@ from detection.coco import CocoData
 from detection.config import Config
 from detection.evaluation import detect, evaluate
 from engine import EvalParts, TrainParts
-from features import weights
 from loading import augment, pixels
 from loading.loaders import loader_settings
 from loading.steps import ImageLoader, StepLoader
@@ -76,18 +75,12 @@ def facts(cfg: Config, data: CocoData) -> dict:
 # ---- network and schedule
 
 
-def build_net(cfg: Config, num_classes: int, *, is_new: bool) -> nn.Module:
-    """The recipe's detector for `num_classes` classes; `is_new`, with the weights that a run starts from. InputError where these do not fit."""
-    sizes = {"channels": cfg.channels, "rois_per_image": cfg.rois_per_image}
-    net = networks.build(cfg.detector, cfg.model, num_classes, pretrained=cfg.pretrained and is_new, **sizes)
-    if cfg.backbone_weights and is_new:
-        weights.load_backbone(net, cfg.model, cfg.backbone_weights)
-    if cfg.finetune and is_new:
-        names.load_finetune(net, cfg.finetune)
-    return net
+def build_net(cfg: Config, num_classes: int, *, pretrained: bool) -> nn.Module:
+    """The recipe's detector for `num_classes` classes."""
+    return networks.build(cfg.detector, cfg.model, num_classes, pretrained=pretrained, channels=cfg.channels, rois_per_image=cfg.rois_per_image)
 
 
-load = names.load
+load, load_finetune = names.load, names.load_finetune
 
 
 def build_scheduler(cfg: Config, optimizer: torch.optim.Optimizer, num_steps: int) -> MultiStepLRScheduler:

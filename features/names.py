@@ -1,10 +1,14 @@
 """The published names of backbones and pyramids, and how a tensor's name here is translated into the published one."""
 
 import re
+from collections.abc import Callable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from run import checkpoint
+
+State = dict[str, Tensor]
+FromPublished = Callable[[nn.Module, State], State]  # a task's translation of a published state dict
 
 # Modules here, and there; what follows the first match of a pattern is the same.
 BACKBONE = (
@@ -23,7 +27,7 @@ def renamed(name: str, table: tuple[tuple[str, str], ...]) -> str:
     raise KeyError(name)
 
 
-def is_published(state: dict[str, Tensor]) -> bool:
+def is_published(state: State) -> bool:
     """Whether a state dict has the published names."""
     return any(name.startswith("neck.") for name in state)
 
@@ -32,3 +36,14 @@ def num_channels(saved: dict, *, where: str) -> int:
     """Channels of the pyramid of the network in a checkpoint, ours or published."""
     state = checkpoint.weights(saved, where=where)
     return next(len(state[name]) for name in ("backbone.fpn.layer_blocks.0.0.bias", "neck.fpn_convs.0.conv.bias") if name in state)
+
+
+def load(net: nn.Module, saved: dict, *, where: str, from_published: FromPublished) -> None:
+    """Load a task's checkpoint, ours or a published one, as `run.checkpoint.read` gives it. InputError names what does not fit."""
+    state = checkpoint.weights(saved, where=where)
+    checkpoint.load_weights(net, from_published(net, state) if is_published(state) else state, where=where)
+
+
+def load_finetune(net: nn.Module, source: str, *, from_published: FromPublished) -> None:
+    """Load what fits of a task's checkpoint, ours or a published one; heads of other classes are dropped, which the log says."""
+    checkpoint.load_finetune(net, source, convert=lambda state: from_published(net, state) if is_published(state) else state)

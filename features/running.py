@@ -22,11 +22,14 @@ class Task(Protocol):
     def open_val_loader(self, cfg, val, rank, folder=None):
         """Each validation image once (`loading.steps.ImageLoader`)."""
 
-    def build_net(self, cfg, num_classes: int, *, is_new: bool):
-        """The network, with a `backbone`; `is_new`: with the weights that a run starts from."""
+    def build_net(self, cfg, num_classes: int, *, pretrained: bool):
+        """The network, with a `backbone`; `pretrained`: with timm's weights of that."""
 
     def load(self, net, saved: dict, *, where: str) -> None:
         """Load a checkpoint, ours or a published one."""
+
+    def load_finetune(self, net, source: str) -> None:
+        """Load what fits of one, for a run to start from."""
 
     def build_scheduler(self, cfg, optimizer, num_steps: int):
         """The schedule, of epochs of `num_steps` steps."""
@@ -44,6 +47,18 @@ class Task(Protocol):
         """Evaluate, and print and write what was found."""
 
 
+def build_net(cfg: BackboneConfig, task: Task, num_classes: int, *, is_new: bool):
+    """The recipe's network for `num_classes` classes; `is_new`, with the weights that a run starts from. InputError where these do not fit."""
+    from features import weights
+
+    net = task.build_net(cfg, num_classes, pretrained=cfg.pretrained and is_new)
+    if cfg.backbone_weights and is_new:
+        weights.load_backbone(net, cfg.model, cfg.backbone_weights)
+    if cfg.finetune and is_new:
+        task.load_finetune(net, cfg.finetune)
+    return net
+
+
 def train(cfg: BackboneConfig, task: Task, rank, held: contextlib.ExitStack) -> int:
     """Train: from scratch, from given weights, or on from a checkpoint. The exit code; `held` is to be closed when the run ends."""
     import engine
@@ -59,7 +74,7 @@ def train(cfg: BackboneConfig, task: Task, rank, held: contextlib.ExitStack) -> 
     loader, val_loader = task.open_train_loader(cfg, train_data, rank, folder), task.open_val_loader(cfg, val_data, rank, folder)
     source = find_checkpoint(cfg, folder, rank)
     with utils.main_first(rank):
-        net = task.build_net(cfg, len(train_data.class_names), is_new=source is None)
+        net = build_net(cfg, task, len(train_data.class_names), is_new=source is None)
     net.to(rank.device)
     optimizer = optim.build_dense_optimizer(cfg, net, lr=cfg.lr, weight_decay=cfg.weight_decay, spared=weights.no_weight_decay(net))
     settings = {"clip": clipping.build_clipping(cfg), "amp_dtype": amp_dtype, "accum_steps": cfg.grad_accum_steps, "seed": cfg.seed}
@@ -96,7 +111,7 @@ def evaluate(cfg: BackboneConfig, task: Task, rank) -> int:
     source = find_checkpoint(cfg, choose_folder(cfg), rank)
     saved = checkpoint.read(source)
     checkpoint.warn_of_other(saved, source, task.facts(cfg, data))
-    net = task.build_net(cfg, len(data.class_names), is_new=False)
+    net = build_net(cfg, task, len(data.class_names), is_new=False)
     task.load(net, saved, where=source)
     net.to(rank.device)
     parts = engine.EvalParts(amp_dtype=hardware.pick_amp(cfg.amp, rank.device), rank=rank)

@@ -6,14 +6,16 @@ What is in a batch is each task's own: a tuple with `indices` of its images, `re
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from loading.damage import TrainingDamage, ValidationDamage
 from loading.loaders import SHARE_EVERY, received
 from run.errors import DamagedImage, InputError
+from utils import Rank
 
 T = TypeVar("T")
 Prepare = Callable[[Iterator], Iterator]  # takes a loader's batches to the device, and finishes them
@@ -139,3 +141,49 @@ class ImageLoader:
 
     def __len__(self) -> int:
         return len(self.loader)
+
+
+class ImageShare(Dataset):
+    """One process's share of `num_images`, each in one process alone and in a batch of its own, so that nothing depends on its neighbours.
+
+    `load` gives the batch of an image, by its index; of one that cannot be read, the batch is `nothing`, and names it."""
+
+    def __init__(self, num_images: int, rank: Rank, load: Callable, *, nothing):
+        self.num_images, self.load, self.nothing = num_images, load, nothing
+        self.indices = range(rank.index, num_images, rank.world_size)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitems__(self, places: list[int]):
+        (index,) = (self.indices[place] for place in places)
+        try:
+            return self.load(index)
+        except DamagedImage as error:
+            return self.nothing._replace(damaged=((error.name, error.reason),))
+
+
+def build_step_loader(
+    plan: StepPlan,
+    dataset: Dataset,
+    rank: Rank,
+    *,
+    settings: dict,
+    accum_steps: int,
+    max_bad_images: int,
+    list_path: Path | None,
+    others: str,
+    prepare: Prepare,
+) -> StepLoader:
+    """Parts of the steps of `plan`, which `dataset` loads; `settings` of the DataLoader are those of `loading.loaders.loader_settings`.
+
+    `max_bad_images`: so many that are damaged are borne, `others` standing in for them; `list_path` gets the list of them where it is long."""
+    sampler = StepSampler(plan, accum_steps=accum_steps, rank=rank.index, world_size=rank.world_size)
+    damage = TrainingDamage(rank, list_path, limit=max_bad_images, others=others)
+    return StepLoader(DataLoader(dataset, batch_sampler=sampler, **settings), sampler, damage, prepare)
+
+
+def build_image_loader(dataset: ImageShare, rank: Rank, *, settings: dict, skips_damaged: bool, list_path: Path | None, prepare: Prepare) -> ImageLoader:
+    """Each image once, over all processes; `skips_damaged`: without those that cannot be read, else that is an error."""
+    damage = ValidationDamage(rank, list_path, num_images=dataset.num_images, is_skipped=skips_damaged)
+    return ImageLoader(DataLoader(dataset, batch_size=1, **settings), damage, prepare)

@@ -13,14 +13,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from loading.damage import TrainingDamage, ValidationDamage
 from loading.keys import draw_words
 from loading.sized import DIVISOR, fitted, normalised, padded, to_size, written
-from loading.steps import ImageLoader, Part, StepLoader, StepSampler, first_sound
+from loading.steps import ImageLoader, ImageShare, Part, StepLoader, build_image_loader, build_step_loader, first_sound
 from loading.transfer import prefetched
-from run.errors import DamagedImage, InputError
+from run.errors import InputError
 from segmentation.cropping import MAX_SIZE, augmented
 from segmentation.data import SegData
 from segmentation.networks import IGNORED
@@ -137,28 +136,15 @@ class TrainingSet(Dataset):
         return Batch(written(views, part.size), labels, sizes, indices, words, tuple(replaced), tuple(damaged))
 
 
-class ValidationSet(Dataset):
-    """One process's share of the pictures, each in a batch of its own and with labels of its own size.
+def load_alone(index: int, *, data: SegData, max_size: tuple[int, int]) -> Batch:
+    """Picture `index` of an evaluation, in a batch of its own and with labels of its own size. DamagedImage where it cannot be read."""
+    image, labels = data.read(index)
+    size = tested_size(*labels.shape, max_size)
+    return Batch(written([to_size(image, size)], size), torch.from_numpy(labels)[None], [size], [index])
 
-    The batch of one that cannot be read holds none, and names it."""
 
-    def __init__(self, data: SegData, rank: Rank, *, max_size: tuple[int, int]):
-        self.data = data
-        self.max_size = max_size
-        self.indices = range(rank.index, len(data), rank.world_size)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitems__(self, places: list[int]) -> Batch:
-        (index,) = (self.indices[place] for place in places)
-        try:
-            image, labels = self.data.read(index)
-        except DamagedImage as error:
-            nothing = torch.zeros(0, 3, DIVISOR, DIVISOR, dtype=torch.uint8)
-            return Batch(nothing, nothing[:, 0], [], [], damaged=((error.name, error.reason),))
-        size = tested_size(*labels.shape, self.max_size)
-        return Batch(written([to_size(image, size)], size), torch.from_numpy(labels)[None], [size], [index])
+_NO_PIXELS = torch.zeros(0, 3, DIVISOR, DIVISOR, dtype=torch.uint8)
+NOTHING = Batch(_NO_PIXELS, _NO_PIXELS[:, 0], [], [])
 
 
 def finished(batch: Batch, device: torch.device) -> Batch:
@@ -175,14 +161,11 @@ def _ready(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
 def build_train_loader(
     plan: IterationPlan, rank: Rank, *, settings: dict, accum_steps: int = 1, max_bad_images: int = 0, list_path: Path | None = None
 ) -> StepLoader:
-    """The training data in keyed order; `settings` of the DataLoader are those of `loading.loaders.loader_settings`.
-
-    `max_bad_images`: so many that are damaged are borne, others standing in for them; `list_path` gets the list of them where it is long."""
-    sampler = StepSampler(plan, accum_steps=accum_steps, rank=rank.index, world_size=rank.world_size)
+    """The training data in keyed order: `loading.steps.build_step_loader`."""
     log.info("training pictures %d  iterations of %d", len(plan.data), plan.batch_size)
     dataset = TrainingSet(plan, replaces_damaged=max_bad_images > 0)
-    damage = TrainingDamage(rank, list_path, limit=max_bad_images, others="others")
-    return StepLoader(DataLoader(dataset, batch_sampler=sampler, **settings), sampler, damage, functools.partial(_ready, device=rank.device))
+    damage = {"max_bad_images": max_bad_images, "list_path": list_path, "others": "others"}
+    return build_step_loader(plan, dataset, rank, settings=settings, accum_steps=accum_steps, prepare=functools.partial(_ready, device=rank.device), **damage)
 
 
 def build_val_loader(
@@ -194,8 +177,7 @@ def build_val_loader(
     skips_damaged: bool = False,
     list_path: Path | None = None,
 ) -> ImageLoader:
-    """Each picture once, over all processes; `skips_damaged`: without those that cannot be read, else that is an error."""
-    damage = ValidationDamage(rank, list_path, num_images=len(data), is_skipped=skips_damaged)
-    return ImageLoader(
-        DataLoader(ValidationSet(data, rank, max_size=max_size), batch_size=1, **settings), damage, functools.partial(_ready, device=rank.device)
-    )
+    """Each picture once, over all processes: `loading.steps.build_image_loader`."""
+    dataset = ImageShare(len(data), rank, functools.partial(load_alone, data=data, max_size=max_size), nothing=NOTHING)
+    prepare = functools.partial(_ready, device=rank.device)
+    return build_image_loader(dataset, rank, settings=settings, skips_damaged=skips_damaged, list_path=list_path, prepare=prepare)

@@ -1,5 +1,7 @@
 """Checkpoints of segmenters with the published names: `{"state_dict": ...}`, in both directions and without changing a bit."""
 
+import functools
+
 from torch import Tensor, nn
 
 from features import names
@@ -20,15 +22,8 @@ def from_published(net: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor
     return {ours.get(name, name): value for name, value in state.items()}
 
 
-def load(net: nn.Module, saved: dict, *, where: str) -> None:
-    """Load a segmenter's checkpoint, ours or a published one, as `run.checkpoint.read` gives it. InputError names what does not fit."""
-    state = checkpoint.weights(saved, where=where)
-    checkpoint.load_weights(net, from_published(net, state) if names.is_published(state) else state, where=where)
-
-
-def load_finetune(net: nn.Module, source: str) -> None:
-    """Load what fits of a segmenter's checkpoint, ours or a published one; a head of other classes is dropped, which the log says."""
-    checkpoint.load_finetune(net, source, convert=lambda state: from_published(net, state) if names.is_published(state) else state)
+load = functools.partial(names.load, from_published=from_published)
+load_finetune = functools.partial(names.load_finetune, from_published=from_published)
 
 
 def num_classes(saved: dict, *, where: str) -> int | None:

@@ -8,7 +8,6 @@ from timm.scheduler import PolyLRScheduler
 from torch import Tensor, nn
 
 from engine import EvalParts, TrainParts
-from features import weights
 from loading import augment, pixels
 from loading.loaders import loader_settings
 from loading.steps import ImageLoader, StepLoader
@@ -84,17 +83,12 @@ def facts(cfg: Config, data: SegData) -> dict:
 # ---- network and schedule
 
 
-def build_net(cfg: Config, num_classes: int, *, is_new: bool) -> nn.Module:
-    """The recipe's segmenter for `num_classes` classes; `is_new`, with the weights that a run starts from. InputError where these do not fit."""
-    net = networks.build(cfg.model, num_classes, channels=cfg.channels, pretrained=cfg.pretrained and is_new)
-    if cfg.backbone_weights and is_new:
-        weights.load_backbone(net, cfg.model, cfg.backbone_weights)
-    if cfg.finetune and is_new:
-        names.load_finetune(net, cfg.finetune)
-    return net
+def build_net(cfg: Config, num_classes: int, *, pretrained: bool) -> nn.Module:
+    """The recipe's segmenter for `num_classes` classes."""
+    return networks.build(cfg.model, num_classes, channels=cfg.channels, pretrained=pretrained)
 
 
-load = names.load
+load, load_finetune = names.load, names.load_finetune
 
 
 def build_scheduler(cfg: Config, optimizer: torch.optim.Optimizer, num_steps: int) -> PolyLRScheduler:

@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 from detection import batches, coco
-from detection.batches import StepSampler, TrainingSet, build_plan, build_train_loader, build_val_loader, finished, fitted, load_target, padded
+from detection.batches import TrainingSet, build_plan, build_train_loader, build_val_loader, finished, fitted, load_target, padded
 from loading import decoding
+from loading.steps import StepSampler
 from run.errors import InputError
 from tests.detection import made
 from tests.loading.alone import parts_of, share_of

@@ -17,7 +17,7 @@ import torch
 from detection import __main__ as command
 from detection import config, names, networks, saved, training
 from detection.config import Config
-from features import weights
+from features import running, weights
 from run import checkpoint, optim, signals
 from run.config import RunConfig
 from run.errors import InputError
@@ -270,7 +270,7 @@ def test_evaluation_reports_the_last_epochs_figures_of_ours_and_of_the_published
 def test_fine_tuning_drops_the_heads_of_other_classes(whole, shapes, tmp_path, caplog):
     cfg, _ = config.parse([*SHORT_RUN, f"--data-path={shapes}", f"--finetune={whole / 'checkpoint_last.pth'}"])
     source = checkpoint.read(str(whole / "checkpoint_last.pth"))["model"]
-    same, other = (training.build_net(cfg, num_classes, is_new=True).state_dict() for num_classes in (3, 5))
+    same, other = (running.build_net(cfg, training, num_classes, is_new=True).state_dict() for num_classes in (3, 5))
     assert states_equal(same, source)
     assert {name for name in other if other[name].shape != source[name].shape} == {
         f"roi_heads.{module}.{part}"

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from features import running
 from run import checkpoint, signals
 from run.errors import InputError
 from segmentation import __main__ as command
@@ -228,7 +229,7 @@ def test_without_names_their_number_is_found_with_a_warning(shapes, tmp_path, ca
 def test_fine_tuning_drops_the_head_of_other_classes(whole, shapes):
     cfg, _ = config.parse([*SHORT_RUN, f"--data-path={shapes}", f"--finetune={whole / 'checkpoint_last.pth'}"])
     source = checkpoint.read(str(whole / "checkpoint_last.pth"))["model"]
-    same, other = (training.build_net(cfg, num_classes, is_new=True).state_dict() for num_classes in (4, 7))
+    same, other = (running.build_net(cfg, training, num_classes, is_new=True).state_dict() for num_classes in (4, 7))
     assert states_equal(same, source)
     assert {name for name in other if other[name].shape != source[name].shape} == {"head.conv_seg.weight", "head.conv_seg.bias"}
     assert all(torch.equal(other[name], source[name]) for name in other if not name.startswith("head.conv_seg"))
