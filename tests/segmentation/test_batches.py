@@ -92,12 +92,12 @@ def test_evaluation_resizes_up_to_multiples_of_32_and_keeps_the_labels_size(spli
     assert batches.tested_size(683, 512, (2048, 512)) == (704, 512)
     assert batches.tested_size(300, 400, (2048, 512)) == (512, 704)  # enlarged to 512 x 683 first
     assert batches.tested_size(100, 1000, (2048, 512)) == (224, 2048)  # 205 rows
-    seen = {}
+    seen = []
     for index in range(3):
         loader = build_val_loader(split, Rank(index, 3, 0, 1, CPU), settings=IN_PROCESS, max_size=MAX_SIZE)
         for batch in share_of(loader):
             (place,) = batch.indices
-            seen[place] = index
+            seen.append(place)
             width, height = made.SIZES[place]
             assert batch.labels.shape == (1, height, width)
             assert batch.images.shape[2:] == batches.tested_size(height, width, MAX_SIZE)
