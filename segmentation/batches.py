@@ -20,7 +20,7 @@ from loading.sized import DIVISOR, fitted, normalised, padded, to_size, written
 from loading.steps import ImageLoader, ImageShare, Part, StepLoader, build_image_loader, build_step_loader, first_sound
 from loading.transfer import prefetched
 from run.errors import InputError
-from segmentation.cropping import MAX_SIZE, augmented
+from segmentation.cropping import MAX_SIZE, SCALES, augmented
 from segmentation.data import SegData
 from segmentation.networks import IGNORED
 from utils import Rank, log
@@ -53,6 +53,7 @@ class IterationPlan:
     num_steps: int
     crop_size: int
     max_size: tuple[int, int]
+    scales: tuple[float, float]
     data_seed: int
 
     def steps(self, epoch: int) -> np.ndarray:
@@ -92,12 +93,19 @@ class IterationPlan:
 
 
 def build_plan(
-    data: SegData, *, batch_size: int, num_steps: int, crop_size: int = CROP_SIZE, max_size: tuple[int, int] = MAX_SIZE, data_seed: int = 0
+    data: SegData,
+    *,
+    batch_size: int,
+    num_steps: int,
+    crop_size: int = CROP_SIZE,
+    max_size: tuple[int, int] = MAX_SIZE,
+    scales: tuple[float, float] = SCALES,
+    data_seed: int = 0,
 ) -> IterationPlan:
     """Plan of a data set for iterations of `batch_size` images over all processes. InputError where the crop is no multiple of 32."""
     if crop_size % DIVISOR:
         raise InputError(f"--crop-size {crop_size} is no multiple of {DIVISOR}: use {max(1, crop_size // DIVISOR) * DIVISOR}")
-    return IterationPlan(data, batch_size, num_steps, crop_size, max_size, data_seed)
+    return IterationPlan(data, batch_size, num_steps, crop_size, max_size, scales, data_seed)
 
 
 def tested_size(height: int, width: int, max_size: tuple[int, int]) -> tuple[int, int]:
@@ -125,7 +133,7 @@ class TrainingSet(Dataset):
             rng, word = plan.draws(part.epoch, position)
             others = plan.replacements(part.epoch, position, index)
             index, (image, whole), found = first_sound(index, others, plan.data.read, replaces=self.replaces_damaged)
-            view, cropped = augmented(image, whole, rng, crop_size=plan.crop_size, max_size=plan.max_size)
+            view, cropped = augmented(image, whole, rng, crop_size=plan.crop_size, max_size=plan.max_size, scales=plan.scales)
             own[: cropped.shape[0], : cropped.shape[1]] = cropped
             views.append(view)
             words.append(word)

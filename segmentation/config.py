@@ -38,6 +38,7 @@ class Config(BackboneConfig):
     num_classes: int | None = setting(None, "number of classes of --data-set own (default: that of --classes, else found from the label images)", at_least=1)
     reduce_zero_label: bool | None = setting(None, "0 in label images is ignored, and class k has the value k + 1 (default: in ade20k alone)")
     max_size: tuple[int, ...] = setting((2048, 512), "pictures are resized to fit into this: long and short side, pixels", nargs="+", at_least=32)
+    scales: tuple[float, ...] = setting((0.5, 2.0), "training pictures are made larger or smaller by a factor between these two", nargs="+", above=0)
     crop_size: int = setting(512, "side of the square that training sees of a picture, pixels", at_least=32)
     # evaluation
     metrics: tuple[str, ...] | None = setting(None, "published: mIoU; all three figures are told in any case", nargs="+")
@@ -80,6 +81,7 @@ def validate(cfg: Config) -> None:
                 f"--eval-interval {cfg.eval_interval} does not divide the {cfg.iterations} iterations: the last evaluation would not be of the last one",
             ),
             (cfg.min_lr > cfg.lr, f"--min-lr {cfg.min_lr} is above --lr {cfg.lr}: the learning rate goes down"),
+            (len(cfg.scales) != 2 or cfg.scales[0] > cfg.scales[1], "--scales takes two numbers, the smaller one first"),
             (cfg.crop_size % 32 != 0, f"--crop-size {cfg.crop_size} is no multiple of 32: use {max(1, cfg.crop_size // 32) * 32}"),
             (
                 cfg.data_set == "ade20k" and (cfg.num_classes is not None or bool(cfg.classes)),

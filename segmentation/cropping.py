@@ -11,7 +11,7 @@ from run.errors import InputError
 from segmentation.networks import IGNORED
 
 MAX_SIZE = (2048, 512)  # long and short side, in pixels
-SCALES = (0.5, 2.0)
+SCALES = (0.5, 2.0)  # a picture is made larger or smaller by a factor between them
 MAX_SHARE = 0.75  # of a crop's labelled pixels that one class may cover
 NUM_TRIES = 10  # of crops, of which the last is taken as it is
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 32, (0.5, 1.5), (0.5, 1.5), 18  # hue in OpenCV's 180 steps around the circle
@@ -84,10 +84,16 @@ def distort(image: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
 
 
 def augmented(
-    image: Encoded | np.ndarray, labels: np.ndarray, rng: np.random.RandomState, *, crop_size: int, max_size: tuple[int, int] = MAX_SIZE
+    image: Encoded | np.ndarray,
+    labels: np.ndarray,
+    rng: np.random.RandomState,
+    *,
+    crop_size: int,
+    max_size: tuple[int, int] = MAX_SIZE,
+    scales: tuple[float, float] = SCALES,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A picture (H, W, 3) and its labels (H, W), scaled, cropped to at most `crop_size` a side, flipped and distorted."""
-    size = scaled_size(*labels.shape, max_size, rng.uniform(*SCALES))
+    size = scaled_size(*labels.shape, max_size, rng.uniform(*scales))
     labels = nearest(labels, size)
     crop = draw_crop(labels, crop_size, rng)
     view, labels = to_size(image, size)[crop], labels[crop]

@@ -61,6 +61,7 @@ def open_train_loader(cfg: Config, train: SegData, rank: Rank, folder: Path) -> 
         num_steps=cfg.eval_interval,
         crop_size=cfg.crop_size,
         max_size=tuple(cfg.max_size),
+        scales=tuple(cfg.scales),
         data_seed=cfg.data_seed,
     )
     parts = {"accum_steps": cfg.grad_accum_steps, "max_bad_images": cfg.max_bad_images}

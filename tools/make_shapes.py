@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
@@ -63,11 +63,13 @@ def ground(rng: np.random.RandomState, photographs: list[np.ndarray], size: tupl
 
 
 def painted(image: np.ndarray, cover: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
-    """The image with a shape of some colour, shaded and grained, where `cover` (H, W) is not 0."""
+    """The image with a shape of some colour, shaded and grained, where `cover` (H, W) is not 0; its rim is dark, or bright on dark shapes."""
     colour = rng.uniform(0, 255, 3)
     rows, columns = np.mgrid[-1 : 1 : cover.shape[0] * 1j, -1 : 1 : cover.shape[1] * 1j]
     shade = 40 * (rows * rng.uniform(-1, 1) + columns * rng.uniform(-1, 1))
-    surface = colour + shade[..., None] + rng.normal(0, 6, image.shape)
+    inside = np.asarray(Image.fromarray(cover).filter(ImageFilter.MinFilter(3)))[..., None]
+    rim = np.full(3, 20.0 if colour.mean() > 100 else 235.0)
+    surface = rim + (colour + shade[..., None] - rim) * inside + rng.normal(0, 6, image.shape)
     return image + (surface - image) * cover[..., None]
 
 
@@ -101,7 +103,7 @@ def draw_shapes(rng: np.random.RandomState, size: tuple[int, int]) -> list[tuple
         x, y, shape = rng.uniform(30, width - 30), rng.uniform(30, height - 30), SHAPES[rng.randint(len(SHAPES))]
         places = rng.uniform(-26, 26, (rng.randint(12, 20), 2)) + (x, y)
         objects.append((shape, [outline(shape, *place, rng.uniform(3, 5), rng.uniform(0, 6.3)) for place in places]))
-    for _ in range(rng.randint(1, 5)):
+    for _ in range(rng.randint(2, 6)):
         shape, kind = SHAPES[rng.randint(len(SHAPES))], rng.rand()
         radius = rng.uniform(4, 7) if kind < 0.08 else rng.uniform(14, 36)
         x, y = rng.uniform(radius, width - radius), rng.uniform(radius, height - radius)

@@ -142,3 +142,13 @@ def test_the_flip_turns_both():
         view, own = augmented(picture, labels, Draws(1.0, 0, 0, flip, 0, 0, 0, 0, 0), crop_size=32, max_size=(4, 3))
         assert np.array_equal(view, picture[:, ::-1] if flip else picture)
         assert np.array_equal(own, labels[:, ::-1] if flip else labels)
+
+
+def test_scales_say_how_large_a_picture_becomes():
+    labels, picture = np.zeros((30, 40), np.int32), np.zeros((30, 40, 3), np.uint8)
+    for scales, size in (((1.0, 1.0), (60, 80)), ((1.5, 1.5), (90, 120))):
+        view, own = augmented(picture, labels, np.random.RandomState(0), crop_size=128, max_size=(80, 60), scales=scales)
+        assert view.shape[:2] == own.shape == size
+    sides = [augmented(picture, labels, np.random.RandomState(seed), crop_size=128, max_size=(80, 60), scales=(0.9, 1.2))[1].shape[1] for seed in range(20)]
+    assert 72 <= min(sides) < 76
+    assert 92 < max(sides) <= 96

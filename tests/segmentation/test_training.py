@@ -96,6 +96,8 @@ def test_shell_wrappers_start_the_processes_of_a_published_name():
         (["--iterations=10", "--eval-interval=4"], "does not divide the 10 iterations"),
         (["--num-classes=5"], "for --data-set own"),
         (["--min-lr=1"], "above --lr"),
+        (["--scales", "2", "0.5"], "the smaller one first"),
+        (["--scales", "1"], "two numbers"),
         (["--finetune=x", "--pretrained"], "drop the others"),
         (["--config=fpn_nothing.py"], "fpn_nothing"),
         (["--crop-side=64"], "did you mean --crop-size"),
