@@ -5,13 +5,14 @@ RepNeXt: A Fast Multi-Scale CNN using Structural Reparameterization (https://arx
 Source: timm's `convnext_femto` (Apache-2.0), whose blocks and state-dict names these are, and https://github.com/suous/RepNeXt (Apache-2.0).
 """
 
+import torch
 from timm.layers import LayerNorm2d, calculate_drop_path_rates
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
 from model.depthwise import DepthwiseConv2d
 from model.layers import average_pool
-from model.nets import PooledNet, Stage
+from model.nets import PooledNet, Stage, staged_group_matcher
 from model.registration import pretrained_cfg, register
 
 
@@ -96,6 +97,10 @@ class ConvNeXt(PooledNet):
     def _build_heads(self, num_classes: int) -> tuple[nn.Module, ...]:
         self.head = Head(self.num_features, num_classes, self.drop_rate)
         return (self.head,)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, str | list]:
+        return staged_group_matcher(coarse)
 
     def get_classifier(self) -> nn.Module:
         return self.head.fc

@@ -234,6 +234,12 @@ class LSNet(PooledNet):
         self.head, self.head_dist = heads[0], heads[1] if self.has_head_dist else None
         return heads
 
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, str | list]:
+        # The two convolutions that downsample go with the block behind them.
+        by_block = [(r"^blocks([2-4])\.[01]\.", (2,)), (r"^blocks(\d)\.(\d+)", None)]
+        return {"stem": r"^patch_embed", "blocks": r"^blocks(\d)" if coarse else by_block}
+
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
         return self.head if self.head_dist is None else (self.head, self.head_dist)
 

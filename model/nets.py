@@ -116,6 +116,13 @@ class PooledNet(nn.Module):
         """Set the modules behind pooling; returns the new ones."""
         raise NotImplementedError
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, str | list]:
+        """Names of parameters to groups, from the stem to the last block, or stage with `coarse`; what matches nothing is the heads'.
+
+        timm's form, which its `group_parameters` and layer-wise learning rates read: a pattern, or several with what is appended to the numbers
+        that each finds. Names are sorted by these numbers; those with the same make a group."""
+        raise NotImplementedError
+
     def reset_classifier(self, num_classes: int, global_pool: str = "avg") -> None:
         """New heads for `num_classes` classes (0: none); `global_pool` is `avg`, or empty for feature maps."""
         if global_pool not in ("", "avg"):
@@ -168,6 +175,18 @@ class PooledNet(nn.Module):
         return take_indices
 
 
+def stage_patterns(module: str, depths: list[int]) -> list[tuple[str, tuple[int, ...]]]:
+    """Patterns of `group_matcher` for layers `module.0`, `module.1`, ... of one row, a group for those up to each of `depths` (counted from 1)."""
+    starts = [0, *depths[:-1]]
+    return [(rf"^{module}\.(?:{'|'.join(map(str, range(start, end)))})\.", (i,)) for i, (start, end) in enumerate(zip(starts, depths, strict=True))]
+
+
+def staged_group_matcher(coarse: bool) -> dict[str, str | list]:
+    """`group_matcher` of networks whose `Stage`s follow a `stem`; a downsampling layer goes with the block behind it."""
+    by_block = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
+    return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else by_block}
+
+
 class Stage(nn.Module):
     """Downsampling layer (an Identity in the first stage), then blocks at one resolution."""
 
@@ -214,6 +233,10 @@ class StagedNet(PooledNet):
     def _build_heads(self, num_classes: int) -> tuple[nn.Module, ...]:
         self.head = Classifier(self.num_features, num_classes, distillation=self.distillation)
         return (self.head,)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, str | list]:
+        return staged_group_matcher(coarse)
 
     def get_classifier(self) -> nn.Module:
         return self.head

@@ -4,6 +4,7 @@ Paper: RepViT: Revisiting Mobile CNN From ViT Perspective (https://arxiv.org/abs
 Source: https://github.com/THU-MIG/RepViT (Apache-2.0); state-dict names are the published ones, which timm's RepViT has renamed.
 """
 
+import torch
 from timm.layers import SqueezeExcite, calculate_drop_path_rates
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from model.layers import (
     average_pool,
     fold_norm_after,
 )
-from model.nets import PooledNet
+from model.nets import PooledNet, stage_patterns
 from model.registration import pretrained_cfg, register
 
 
@@ -124,6 +125,10 @@ class RepViT(PooledNet):
     def _build_heads(self, num_classes: int) -> tuple[nn.Module, ...]:
         self.classifier = Classifier(self.num_features, num_classes, distillation=self.distillation)
         return (self.classifier,)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, str | list]:
+        return {"stem": r"^features\.0\.", "blocks": stage_patterns("features", self.feature_depths) if coarse else r"^features\.(\d+)"}
 
     def get_classifier(self) -> nn.Module:
         return self.classifier
