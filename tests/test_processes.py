@@ -41,6 +41,8 @@ def test_split_over_processes_or_accumulated_a_step_is_the_same(digits_folder, t
 def test_with_shared_statistics_three_processes_train_as_one(digits_folder, tmp_path):
     """A run of three processes and one of a process with their batches: weights and statistics within rounding, frozen ones to the last bit."""
     net = timm.create_model("resnet18", num_classes=4, channels=[4, 8, 8, 8], layers=[1, 1, 1, 1])
+    for name, buffer in net.named_buffers():
+        buffer.copy_(buffer if name.endswith("tracked") else torch.linspace(0.3, 1.1, len(buffer)))
     torch.save({"model": net.state_dict()}, tmp_path / "w.pth")
     flags = [*TINY_RUN, f"--data-path={digits_folder}", f"--finetune={tmp_path / 'w.pth'}", "--sync-bn", "--freeze", "layer1", "--layer-decay=0.8"]
     flags += ["--bce-loss", "--bce-sum", "--opt=sgd", "--lr=1", "--warmup-epochs=0", "--epochs=1", "--sched-on-updates", "--grad-checkpointing"]
