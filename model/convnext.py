@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from model.depthwise import DepthwiseConv2d
 from model.layers import average_pool
-from model.nets import PooledNet, Stage, staged_group_matcher
+from model.nets import Blocks, PooledNet, Stage, staged_group_matcher
 from model.registration import pretrained_cfg, register
 
 
@@ -83,7 +83,7 @@ class ConvNeXt(PooledNet):
         stages = []
         for i, rates in enumerate(calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)):
             downsample = Downsample(dims[i - 1], norm_in_branch=norm_in_branch) if i > 0 else nn.Identity()
-            stages.append(Stage(downsample, nn.Sequential(*[ConvNeXtBlock(dims[i], conv_mlp=True, drop_path=rate) for rate in rates])))
+            stages.append(Stage(downsample, Blocks(*[ConvNeXtBlock(dims[i], conv_mlp=True, drop_path=rate) for rate in rates])))
         self.stages = nn.Sequential(*stages)
         self.apply(_init_weights)
         self.reset_classifier(num_classes, global_pool)

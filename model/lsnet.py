@@ -25,7 +25,7 @@ from model.layers import (
     keep_layout,
 )
 from model.mixers import matmul_laid_out_like
-from model.nets import PooledNet
+from model.nets import Blocks, PooledNet
 from model.registration import pretrained_cfg, register
 from model.ska import ska
 
@@ -169,7 +169,7 @@ class LSNet(PooledNet):
     Feature maps (`features_only`, `forward_intermediates`) are to be had at any size, with the attention's biases resized.
 
     `dims` and `depths` give each stage's channels and blocks. `head_dist` exists with `distillation` or `has_head_dist`; training returns the
-    pair of logits with `distillation`, else their mean. `drop_path_rate` is reached by the last block, linearly from 0."""
+    pair of logits with `distillation`, else, and scripted, their mean. `drop_path_rate` is reached by the last block, linearly from 0."""
 
     def __init__(
         self,
@@ -211,7 +211,7 @@ class LSNet(PooledNet):
                 else:
                     mixer = LSConv(dim)
                 layers.append(Block(mixer, dim, use_se=use_se, drop_path_rate=rate))
-            self.add_module(f"blocks{i + 1}", nn.Sequential(*layers))
+            self.add_module(f"blocks{i + 1}", Blocks(*layers))
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
 
@@ -271,7 +271,7 @@ class LSNet(PooledNet):
         if self.head_dist is None:
             return logits
         logits_dist = self.head_dist(x)
-        if self.training and self.distillation and self.num_classes > 0:
+        if self.training and self.distillation and self.num_classes > 0 and not torch.jit.is_scripting():
             return logits, logits_dist
         return (logits + logits_dist) / 2
 

@@ -18,7 +18,7 @@ from torch.nn.functional import linear, relu, silu
 from model.depthwise import DepthwiseConv2d
 from model.layers import ConvNorm, average_pool
 from model.mixers import LinearAttention, RecAttn2d, RecConv2d, kernel_feature, run_in_float32
-from model.nets import PooledNet
+from model.nets import Blocks, PooledNet
 from model.recconv import TransposedRecConv2d
 from model.registration import pretrained_cfg, register
 
@@ -181,7 +181,7 @@ class Layer(nn.Module):
 
     def __init__(self, blocks: list[nn.Module], downsample: nn.Module):
         super().__init__()
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = Blocks(*blocks)
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:

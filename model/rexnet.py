@@ -73,6 +73,8 @@ class ReXNet(PooledNet):
     A subclass gives the channels of the stem, of the bottlenecks and before pooling. `head_chs` is the width of a hidden layer of the head, if
     it has one. `drop_path_rate` is reached by the last bottleneck, linearly from 0."""
 
+    block_type = Bottleneck
+
     def __init__(
         self,
         *,
@@ -140,6 +142,8 @@ class ReXNet(PooledNet):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, num_features, h, w): the feature map before pooling."""
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return self._run_trunk(x)
         return self.features(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
