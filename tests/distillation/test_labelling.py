@@ -515,12 +515,37 @@ FLAGS = {  # flags that give each compared setting another value
     "mixup_switch_prob": ["--mixup-switch-prob=0.25"],
     "mixup_mode": ["--mixup-mode=pair"],
 }
+FLAGS_SINCE = {  # of settings that stores know of where they are not the usual ones
+    "train_crop_mode": ["--train-crop-mode=rkrc"],
+    "vflip": ["--vflip=0.5"],
+    "mixup_off_epoch": ["--mixup-off-epoch=1"],
+    "scale": ["--scale", "0.3", "1"],
+    "ratio": ["--ratio", "1", "1"],
+    "size_starts": ["--image-size-schedule=24:0,32:0.5"],
+    "mean": ["--mean=0.5"],
+    "std": ["--std", "0.5", "0.5", "0.4"],
+}
 
 
-@pytest.mark.parametrize("name", fingerprint.COMPARED)
+@pytest.mark.parametrize("name", [*fingerprint.COMPARED, *FLAGS_SINCE])
 def test_other_settings_are_refused_by_name(stored, digits_folder, name):
     with pytest.raises(InputError, match=rf"field augmentation\.{name}: the store has"):
-        open_survey(stored, digits_folder, *FLAGS[name]).needs_teacher(range(2))
+        open_survey(stored, digits_folder, *(FLAGS | FLAGS_SINCE)[name]).needs_teacher(range(2))
+
+
+def test_usual_values_that_are_given_are_those_of_a_store_that_does_not_tell(stored, digits_folder):
+    """As those stores do not that are from before there were these settings. The padded crops of small images are none of timm's."""
+    assert [name for name in read_manifest(stored)["fingerprint"] if name.removeprefix("augmentation.") in set(FLAGS_SINCE) - {"mean", "std"}] == []
+    given = ["--vflip=0", "--mixup-off-epoch=0", "--mean", "0.485", "0.456", "0.406", "--std", "0.229", "0.224", "0.225", "--image-size-schedule=32:0"]
+    assert open_survey(stored, digits_folder, *given).needs_teacher(range(2)) is False
+    with pytest.raises(InputError, match="field canary.pixels: 64 of 64"):
+        open_survey(stored, digits_folder, "--scale", "0.08", "1").needs_teacher(range(2))
+
+
+def test_a_schedule_of_sizes_is_compared_by_epochs(stored, digits_folder):
+    flags = ["--image-size-schedule=24:0,32:0.5"]
+    short, long = (fingerprint._since(config.parse(["--data-path=x", *flags, f"--epochs={epochs}"])[0])["augmentation.size_starts"] for epochs in (2, 10))
+    assert (short, long) == ([(0, 24), (1, 32)], [(0, 24), (5, 32)])
 
 
 @pytest.mark.parametrize(
@@ -557,8 +582,9 @@ def test_no_setting_of_augmentation_or_mixup_is_forgotten():
         title: names[names.index(first) : (names.index(starts[i + 1]) if i + 1 < len(starts) else None)]
         for i, (title, first) in enumerate(config.GROUPS.items())
     }
-    known = set(fingerprint.COMPARED) | set(fingerprint.NOT_COMPARED)
+    known = set(fingerprint.COMPARED) | set(fingerprint.COMPARED_SINCE) | set(fingerprint.NOT_COMPARED)
     assert [name for title in ("augmentation", "mixup") for name in groups[title] if name not in known] == []
+    assert set(fingerprint.COMPARED_SINCE) < set(FLAGS_SINCE)
     assert set(fingerprint.COMPARED) == set(FLAGS) and not set(fingerprint.COMPARED) & set(fingerprint.NOT_COMPARED)
 
 
