@@ -12,7 +12,7 @@ from timm.data import AugMixDataset, Mixup, create_transform
 from torch.utils.data import DataLoader
 
 import losses
-from loading import augment, keys, kernels
+from loading import augment, kernels, keys
 from loading.batches import TrainingSet
 from loading.loaders import _to_device
 from run import config
@@ -78,8 +78,9 @@ def test_training_is_timms_draw_for_draw(flags, timms, monkeypatch):
 
 @pytest.mark.parametrize("mode", ["rkrc", "rkrr"])
 def test_thin_images_are_padded_by_reflection_alike(mode):
-    views = [seeded(augment.train_transform(parse(f"--train-crop-mode={mode}", "--aa=none", "--color-jitter=0", f"--loader={loader}", "--scale", "4", "4")).draw,
-                    THIN, 3)[0][0].astype(int) for loader in ("reference", "fast")]  # fmt: skip
+    flags = [f"--train-crop-mode={mode}", "--aa=none", "--color-jitter=0", "--scale", "4", "4"]
+    transforms = [augment.train_transform(parse(*flags, f"--loader={loader}")) for loader in ("reference", "fast")]
+    views = [seeded(transform.draw, THIN, 3)[0][0].astype(int) for transform in transforms]
     assert views[0].shape == (96, 96, 3) and np.abs(views[0] - views[1]).mean() < 1
 
 
