@@ -253,7 +253,8 @@ class Config(RunConfig):
         """Size of training images by the epoch from which on they have it; the first is 0. InputError where --image-size-schedule says none."""
         if self.image_size_schedule is None:
             return {0: self.input_size}
-        return {round(share * self.epochs): size for size, share in schedule_pairs(self.image_size_schedule)}
+        starts = {round(share * self.epochs): size for size, share in schedule_pairs(self.image_size_schedule)}
+        return {epoch: size for epoch, size in starts.items() if epoch < max(1, self.epochs)}
 
     @property
     def train_sizes(self) -> list[int]:
@@ -288,6 +289,7 @@ GROUPS = RUN_GROUPS | {
     "data": "data_set",
 }
 RESERVED = {"num_classes", "in_chans", "features_only", "distillation", "drop_rate", "drop_path_rate", "pretrained", "checkpoint_path"}
+FAST_INTERPOLATIONS = ("bicubic", "bilinear")  # those of --interpolation that the fast loader has
 DATA_FILES = {
     "IMNET": "train/ and val/",
     "FLOWERS": "train/ and test/",
@@ -383,7 +385,7 @@ def _is_range(values: tuple[float, ...] | None) -> bool:
 
 def _augmentation_rules(cfg: Config) -> list[tuple[bool, str]]:
     is_zoomed_out = cfg.scale is not None and max(cfg.scale) > 1
-    others = [f"--interpolation {cfg.interpolation}"] if cfg.interpolation not in ("bicubic", "bilinear") else []
+    others = [f"--interpolation {cfg.interpolation}"] if cfg.interpolation not in FAST_INTERPOLATIONS else []
     return [
         (cfg.three_augment and cfg.aa not in (None, SETTINGS.fields["aa"].default), "--ThreeAugment replaces --aa: drop one of them"),
         (not _is_range(cfg.scale), "--scale takes two parts of an image's area, above 0, the smaller first"),

@@ -101,12 +101,13 @@ def train(digits_folder, weights, tmp_path, capsys):
     return run
 
 
+def refuse_teacher(*args, **kwargs):
+    raise AssertionError("the teacher was built")
+
+
 @pytest.fixture
 def no_teacher_allowed(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AssertionError("the teacher was built")
-
-    monkeypatch.setattr(teacher, "_create", refuse)
+    monkeypatch.setattr(teacher, "_create", refuse_teacher)
 
 
 # ---- the same run, whoever says the labels
@@ -117,6 +118,21 @@ def test_run_on_stored_labels_is_the_online_run(online, stored, train, no_teache
     out = train(f"--teacher-labels={stored}", f"--teacher-labels-mode={mode}")
     assert f"teacher labels: 2 of 2 epochs stored in {stored}; the teacher is not built" in out
     assert_same_run(tmp_path / "run", online)
+
+
+def test_a_schedule_of_sizes_has_labels_of_its_own(digits_folder, weights, stored, train, monkeypatch, tmp_path):
+    """Made without a student, and read by a run that ends as the one with the teacher does."""
+    more = ["--image-size-schedule=24:0,32:0.5", "--vflip=0.5", "--mean=0.5", "--train-crop-mode=rkrr", "--mixup-off-epoch=1"]
+    argv = flags(digits_folder, weights, *more, "--epochs=0:2", f"--teacher-labels={tmp_path / 'labels'}", "--batch-size=48")
+    assert make_teacher_labels.main(argv) == 0
+    train(*more, f"--output_dir={tmp_path / 'online'}")
+    monkeypatch.setattr(teacher, "_create", refuse_teacher)
+    train(*more, f"--teacher-labels={tmp_path / 'labels'}", "--teacher-labels-mode=read")
+    assert_same_run(tmp_path / "run", tmp_path / "online")
+    with pytest.raises(InputError, match=r"field augmentation.size_starts: the store has \[\[0, 24\], \[1, 32\]\], this run has \[\[0, 24\], \[2, 32\]\]"):
+        train(*more, f"--teacher-labels={tmp_path / 'labels'}", "--teacher-labels-mode=read", "--epochs=3", "--overwrite")
+    assert read_manifest(tmp_path / "labels")["fingerprint"]["augmentation.mean"] == [0.5, 0.5, 0.5]
+    assert epoch_files(tmp_path / "labels") != epoch_files(stored)
 
 
 def test_labels_tell_the_images_apart(stored):
