@@ -11,13 +11,16 @@ from PIL import Image
 from timm.data import AugMixDataset, Mixup, create_transform
 from torch.utils.data import DataLoader
 
+import datasets
 import losses
 from loading import augment, kernels, keys
 from loading.batches import TrainingSet
+from loading.images import Images
 from loading.loaders import _to_device
 from run import config
 from run.errors import InputError
 from sources.sets import load_digits
+from utils import Rank
 
 PLAIN = ["--data-path=x", "--distillation-type=none", "--mixup=0", "--cutmix=0", "--reprob=0", "--input-size=96"]
 PHOTOS = [Image.fromarray(array) for array in (skimage.data.coffee()[:, :400], skimage.data.chelsea())]
@@ -276,3 +279,21 @@ def test_description_tells_of_every_view():
 def test_settings_that_make_no_sense_are_refused(flags, words):
     with pytest.raises(InputError, match=words):
         parse(*flags)
+
+
+@pytest.mark.parametrize("is_finished_here", [True, False])
+def test_loaders_normalise_and_crop_as_the_recipe_says(is_finished_here, monkeypatch):
+    """Of an oblong photo the border is the mean, and of a square one a crop with all of the area is all there is."""
+    whole = ["--scale", "1", "1", "--ratio", "1", "1", "--hflip=0", "--aa=none", "--color-jitter=0", "--mix-group-size=2", "--no-repeated-aug"]
+    cfg = parse("--crop-mode=border", "--crop-pct=1", "--mean=0.5", "--std=0.25", "--num_workers=0", "--batch-size=2", *whole)
+    rank = Rank(0, 1, 0, 1, torch.device("cpu"))
+    if not is_finished_here:  # as for a GPU
+        for name in ("TrainingSet", "ValidationSet"):
+            made = getattr(datasets, name)
+            monkeypatch.setattr(datasets, name, lambda *args, made=made, **settings: made(*args, **{**settings, "is_finished_here": False}))
+    square, oblong = (Images([image] * 2, [0, 0], ["cat"], lambda image: image) for image in (PHOTOS[0], PHOTOS[1].resize((180, 120))))
+    ((seen, _),) = datasets.build_val_loader(cfg, oblong, rank)
+    theirs = create_transform(96, crop_pct=1.0, crop_mode="border", interpolation="bicubic", mean=(0.5,) * 3, std=(0.25,) * 3)
+    assert (seen - theirs(oblong[0][0])).abs().max() < 0.05 and (seen[:, :, :16] - (128 / 255 - 0.5) / 0.25).abs().max() < 1e-6
+    (batch,) = datasets.build_train_loader(cfg, square, rank).batches(0)
+    assert (batch.images - theirs(square[0][0])).abs().max() < 0.05
