@@ -269,7 +269,8 @@ FREE_SETTINGS = {
 
 def _changes(checkpoint: dict, cfg: RunConfig, run: dict) -> list[str]:
     """How the recipe of `checkpoint` differs from `cfg` and `run`, a line per setting."""
-    there = {"loader": "reference", **checkpoint["args"], **checkpoint.get("run", {})}  # the only loader before there was the setting
+    usual = {field.name: field.default for field in dataclasses.fields(cfg)}  # of settings that there were not yet
+    there = {**usual, "loader": "reference", **checkpoint["args"], **checkpoint.get("run", {})}  # the only loader before there was the setting
     here = {**dataclasses.asdict(cfg), **run}
     names = [name for name in here if name in there and name not in FREE_SETTINGS]
     return [f"{name} was {_brief(there[name])}, is {_brief(here[name])}" for name in names if _plain(there[name]) != _plain(here[name])]
