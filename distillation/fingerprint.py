@@ -27,9 +27,10 @@ COMPARED = (
     "mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode",
 )  # fmt: skip
 # Others that do, with what they are where a store does not tell, as those do not that are from before there was the setting.
-COMPARED_SINCE = {"train_crop_mode": None, "vflip": 0.0, "mixup_off_epoch": 0}
+COMPARED_SINCE = {"vflip": 0.0, "mixup_off_epoch": 0}
 # Settings of augmentation and mixup that are not compared as they are given, and why.
 NOT_COMPARED = {
+    "train_crop_mode": "what came of it for each size",
     "scale": "what came of it, which --train-crop-mode decides where it is not given",
     "ratio": "what came of it, which --train-crop-mode decides where it is not given",
     "image_size_schedule": "augmentation.size_starts is what came of it, which depends on the number of epochs",
@@ -73,12 +74,17 @@ def fingerprint(cfg: Config, dataset: TrainingSet, *, num_classes: int, device: 
     return json.loads(json.dumps(found))
 
 
+def _crops(cfg: Config) -> dict:
+    """How images are cropped, by setting: what came of it."""
+    scale, ratio = augment.crop_ranges(cfg)
+    return {"train_crop_mode": [augment.crop_kind(cfg, size) for size in cfg.train_sizes], "scale": scale, "ratio": ratio}
+
+
 def _since(cfg: Config) -> dict:
     """Fields of settings that earlier stores know nothing of, where they are not as those runs had them."""
     found = {f"augmentation.{name}": getattr(cfg, name) for name, usual in COMPARED_SINCE.items() if getattr(cfg, name) != usual}
-    usual = augment.crop_ranges(dataclasses.replace(cfg, scale=None, ratio=None))
-    for name, values, usually in zip(("scale", "ratio"), augment.crop_ranges(cfg), usual, strict=True):
-        found |= {f"augmentation.{name}": values} if values != usually else {}
+    crops, usual = (_crops(one) for one in (cfg, dataclasses.replace(cfg, train_crop_mode=None, scale=None, ratio=None)))
+    found |= {f"augmentation.{name}": values for name, values in crops.items() if values != usual[name]}
     return found | ({"augmentation.size_starts": sorted(cfg.size_starts.items())} if cfg.train_sizes != [cfg.input_size] else {})
 
 

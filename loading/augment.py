@@ -94,8 +94,8 @@ def finish_one(view: np.ndarray, erased: list[tuple[tuple[int, int, int, int], T
 class Transform:
     """From a decoded image to a network's input: `parts` on the image, then random erasing and normalisation.
 
-    `is_fast`: the parts take images as `pixels` has them, in place of PIL's. `further`, of further views of an image: what is done to the first,
-    which is erased alone if `erases_first`."""
+    `is_fast`: the parts take images as `pixels` has them, in place of PIL's. Where `num_splits` views of an image are made, the first is what the
+    `parts` give, which is erased if `erases_first`, and each other one that after the parts of `further`."""
 
     parts: transforms.Compose
     erasing: RandomErasing | None
@@ -185,9 +185,10 @@ def crop_ranges(cfg: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return cfg.scale or scale, cfg.ratio or ratio
 
 
-def _crops_padded(cfg: Config, input_size: int) -> bool:
-    """Whether training crops images of their own scale, padded: where they are small, and nothing else is asked for."""
-    return input_size <= SMALL_INPUT and cfg.train_crop_mode is None and cfg.scale is None and cfg.ratio is None
+def crop_kind(cfg: Config, input_size: int) -> str:
+    """How training crops images to that size: one of timm's modes, or `padded`: small ones at their own scale, where nothing else is asked for."""
+    is_usual = cfg.train_crop_mode is None and cfg.scale is None and cfg.ratio is None
+    return "padded" if is_usual and input_size <= SMALL_INPUT else cfg.train_crop_mode or "rrc"
 
 
 def train_transform(cfg: Config, input_size: int | None = None) -> Transform:
@@ -215,7 +216,7 @@ def train_transform(cfg: Config, input_size: int | None = None) -> Transform:
         )
     except (AssertionError, KeyError, ValueError) as error:
         raise InputError(f"--aa {cfg.aa} is no policy timm knows ({error}); write for example rand-m9-mstd0.5-inc1, or none") from error
-    if _crops_padded(cfg, input_size):
+    if crop_kind(cfg, input_size) == "padded":
         to_size = transforms.Resize(input_size, interpolation=transforms.InterpolationMode.BICUBIC)
         spatial.transforms[:1] = [to_size, transforms.RandomCrop(input_size, padding=4)]
     _guard_posterize(color)

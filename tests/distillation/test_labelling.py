@@ -554,8 +554,10 @@ def test_usual_values_that_are_given_are_those_of_a_store_that_does_not_tell(sto
     assert [name for name in read_manifest(stored)["fingerprint"] if name.removeprefix("augmentation.") in set(FLAGS_SINCE) - {"mean", "std"}] == []
     given = ["--vflip=0", "--mixup-off-epoch=0", "--mean", "0.485", "0.456", "0.406", "--std", "0.229", "0.224", "0.225", "--image-size-schedule=32:0"]
     assert open_survey(stored, digits_folder, *given).needs_teacher(range(2)) is False
-    with pytest.raises(InputError, match="field canary.pixels: 64 of 64"):
+    with pytest.raises(InputError, match=r"field augmentation.train_crop_mode: the store has None, this run has \['rrc'\]\. Train"):
         open_survey(stored, digits_folder, "--scale", "0.08", "1").needs_teacher(range(2))
+    larger = [config.parse(["--data-path=x", *more])[0] for more in ([], ["--train-crop-mode=rrc", "--scale", "0.08", "1"])]
+    assert fingerprint._since(larger[0]) == fingerprint._since(larger[1]) == {}
 
 
 def test_a_schedule_of_sizes_is_compared_by_epochs(stored, digits_folder):
