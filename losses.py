@@ -1,7 +1,7 @@
 """From logits to a scalar: the criterion of a recipe, with or without a teacher."""
 
 import torch
-from timm.loss import BinaryCrossEntropy
+from timm.loss import BinaryCrossEntropy, JsdCrossEntropy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -70,6 +70,8 @@ def build_criterion(cfg: Config) -> nn.Module:
     base = nn.CrossEntropyLoss(label_smoothing=smoothing)
     if cfg.bce_loss:
         base = BinaryLoss(smoothing, target_threshold=cfg.bce_target_thresh, sum_classes=cfg.bce_sum)
+    if cfg.jsd_loss:
+        base = JsdCrossEntropy(num_splits=cfg.aug_splits, smoothing=cfg.smoothing)
     if cfg.distillation == "none":
         return TargetLoss(base)
     return DistillationLoss(base, kind=cfg.distillation, alpha=cfg.distillation_alpha, tau=cfg.distillation_tau)

@@ -239,11 +239,14 @@ def read_for_evaluation(cfg: Config, source: str, facts: dict) -> dict[str, Tens
     return weights(checkpoint, use_ema=cfg.use_ema, where=source)
 
 
+COMPARED_FACTS = ("class_names", "input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std", "max_size")
+
+
 def warn_of_other(checkpoint: dict, source: str, facts: dict) -> None:
     """Warn where the checkpoint was made for other classes or images than `facts` tells of."""
     for name, here in facts.items():
         there = checkpoint.get(name)
-        if name in ("class_names", "input_size", "crop_pct", "max_size") and there is not None and there != here:
+        if name in COMPARED_FACTS and there is not None and _plain(there) != _plain(here):
             log.warning("%s was made with other %s than this evaluation: %s, here %s", source, name, _brief(there), _brief(here))
 
 
