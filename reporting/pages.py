@@ -13,8 +13,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from run.disk import write_whole, writing
-
 VOID = {"br", "img", "meta"}
 TINY = 96  # pixels up to which a picture is enlarged with its pixels visible, and stored without loss
 QUALITY = 82  # of pictures stored as JPEG
@@ -151,9 +149,3 @@ def page(title: str, intro: Sequence[object], sections: Sequence[tuple[str, Mark
     ]
     script = element("script", Markup(here.with_name("page.js").read_text(encoding="utf-8")))
     return f'<!doctype html>\n<html lang="en">\n<head>{joined(head)}</head>\n<body>\n{chr(10).join(body)}\n{script}\n</body>\n</html>\n'
-
-
-def write(document: str, path: Path, *, flag: str) -> None:
-    """Write a page whole, or leave what was there before. InputError, which names the `flag` that the path came from, where that cannot be."""
-    with writing(f"{flag} {path}", "name another file"):
-        write_whole(path, document)

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "engine": "utils run loading losses",
     "distillation": "utils run loading model datasets engine",
     "deployment": "utils run loading sources datasets engine",
-    "robustness": "utils run loading sources datasets engine",
+    "robustness": "utils run loading sources datasets engine reporting",
     "reporting": "run loading model",
     "measuring": "utils run model loading losses engine distillation deployment reporting",
     "preflight": "utils run loading model losses datasets engine distillation measuring",
