@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     if cfg.robustness_flags:
         raise InputError(f"fuse_eval.py evaluates the validation images alone: main.py --eval takes {' '.join(cfg.robustness_flags)}")
     prepared = prepare(cfg, rank)
-    report = Report(cfg, prepared["images"].classes, prepared["parts"], cfg.resume)
+    report = Report(cfg, prepared["loader"].loader.dataset.images.classes, prepared["parts"], cfg.resume)
     report.check_writable()
     evaluate_validation(**prepared, report=report)
     process.stop_process()

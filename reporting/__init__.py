@@ -11,6 +11,7 @@ pages.py            self-contained HTML pages: elements that escape, tables, pic
 charts.py           curves, bars and reliability diagrams on them, as inline SVG
 outcomes.py         what a network said of each image, and what follows from it
 evaluation_page.py  the page of an evaluation
+batch_page.py       images of a training step, as a page or a PNG
 run_page.py         the page of a set of runs
 inspection.py       a network opened, its layers named, photographs fed
 features.py         branches of a token mixer

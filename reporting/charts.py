@@ -8,11 +8,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reporting.pages import Markup, element, figure, joined
+from reporting.pages import Markup, element, joined
 from reporting.plots import COLORS, DASHES
 
 WIDTH, HEIGHT = 400, 250  # of a chart, in units of its view box: pixels at the usual size
-LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 38  # margins around the axes
+LEFT, RIGHT, TOP, BOTTOM = 56, 16, 10, 38  # margins around the axes
 MAX_POINTS = 600  # of a line: more do not show
 
 Points = Sequence[tuple[float, float]]
@@ -54,14 +54,14 @@ class _Axes:
         part = min(max((value - self.y[0]) / (self.y[1] - self.y[0]), -0.05), 1.05)  # beyond the axes a curve leaves the frame
         return HEIGHT - BOTTOM - part * (HEIGHT - TOP - BOTTOM)
 
-    def frame(self, x_name: str, y_name: str) -> Markup:
-        """Grid, numbers and names of the axes."""
+    def frame(self, x_name: str, y_name: str, *, counts: bool = False) -> Markup:
+        """Grid, numbers and names of the axes; whole numbers alone where the upright one `counts`."""
         bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
         parts = []
-        for value in ticks(*self.y):
+        for value in [tick for tick in ticks(*self.y) if not counts or tick == int(tick)]:
             y = f"{self.up(value):.1f}"
             parts.append(element("line", x1=LEFT, x2=right, y1=y, y2=y, class_="frame"))
-            parts.append(element("text", f"{value:.3g}", x=LEFT - 6, y=y, dy="0.32em", text_anchor="end"))
+            parts.append(element("text", f"{value:.6g}", x=LEFT - 6, y=y, dy="0.32em", text_anchor="end"))
         for value in ticks(*self.x):
             x = f"{self.across(value):.1f}"
             parts.append(element("line", x1=x, x2=x, y1=bottom, y2=bottom + 4, class_="frame"))
@@ -74,6 +74,10 @@ class _Axes:
 
 def _svg(said: str, *parts: object) -> Markup:
     return element("svg", element("title", said), *parts, class_="chart", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=said)
+
+
+def _titled(title: str, chart: Markup) -> Markup:
+    return element("figure", element("figcaption", title), chart)
 
 
 def _stroke(style: int) -> dict[str, str | None]:
@@ -107,7 +111,7 @@ def curves(title: str, lines: Sequence[Line], *, x_name: str, y_name: str, limit
     shown = [line for line in lines if not line.is_faint]
     said = f"{title} over {x_name}: " + "; ".join(f"{line.label} from {line.points[0][1]:.4g} to {line.points[-1][1]:.4g}" for line in shown[:12])
     said += f"; and {len(shown) - 12} more" if len(shown) > 12 else ""
-    return figure(_svg(said, axes.frame(x_name, y_name), *(_drawn(line, axes) for line in order)), title)
+    return _titled(title, _svg(said, axes.frame(x_name, y_name), *(_drawn(line, axes) for line in order)))
 
 
 def legend(labels: Sequence[str]) -> Markup:
@@ -127,7 +131,7 @@ def bars(title: str, counts: Sequence[int], edges: Sequence[float], *, x_name: s
         said = element("title", f"{left:g} to {right:g}: {count}")
         drawn.append(_bar(axes, left, right, 0, count, said))
     said = f"{title}: " + "; ".join(f"{left:g} to {right:g}: {count}" for count, left, right in zip(counts, edges[:-1], edges[1:], strict=True) if count)
-    return figure(_svg(said, axes.frame(x_name, y_name), *drawn), title)
+    return _titled(title, _svg(said, axes.frame(x_name, y_name, counts=True), *drawn))
 
 
 def _bar(axes: _Axes, left: float, right: float, low: float, high: float, said: Markup, kind: str = "bar") -> Markup:
@@ -137,14 +141,17 @@ def _bar(axes: _Axes, left: float, right: float, low: float, high: float, said: 
 
 def reliability(title: str, bins: Sequence[tuple[float, float, float, float, int]], *, said: str) -> Markup:
     """A figure of a reliability diagram. `bins`: lower and upper edge, mean confidence and accuracy, all in percent, and the number of images of
-    each bin that has some; the gap between accuracy and confidence is shaded."""
+    each bin that has some; a thick line is the accuracy, the gap between it and confidence is shaded."""
     axes = _Axes((0, 100), (0, 100))
     drawn = []
     for low, high, confidence, accuracy, num_images in bins:
         words = element("title", f"confidence {low:.0f} to {high:.0f} %: {num_images} images, {confidence:.1f} % confident, {accuracy:.1f} % right")
-        drawn.append(_bar(axes, low, high, 0, accuracy, words))
-        drawn.append(_bar(axes, low, high, min(accuracy, confidence), max(accuracy, confidence), words, "gap"))
+        between = min(accuracy, confidence), max(accuracy, confidence)
+        top = f"{axes.up(accuracy):.1f}"
+        drawn.append(_bar(axes, low, high, 0, between[0], words))
+        drawn.append(_bar(axes, low, high, *between, words, "gap"))
+        drawn.append(element("line", x1=f"{axes.across(low):.1f}", x2=f"{axes.across(high):.1f}", y1=top, y2=top, class_="mark"))
     ideal = element(
         "line", x1=axes.across(0), y1=axes.up(0), x2=axes.across(100), y2=axes.up(100), stroke="currentColor", stroke_dasharray="4 3", stroke_width=1
     )
-    return figure(_svg(said, axes.frame("confidence, %", "accuracy, %"), *drawn, ideal), title)
+    return _titled(title, _svg(said, axes.frame("confidence, %", "accuracy, %"), *drawn, ideal))

@@ -80,7 +80,7 @@ def _calibration(found: Calibration) -> tuple[str, Markup]:
         element("b", f"{100 * found.ece:.2f} %"),
         f" over {_num_bins(found)} bins of confidence; mean confidence {100 * found.confidence:.2f} %, accuracy {100 * found.accuracy:.2f} %: {verdict}.",
     )
-    how = element("p", "A bar is how often the network was right when it was so confident; shaded, how far that is from what it claimed.", class_="soft")
+    how = element("p", "A thick line is how often the network was right when it was so confident; shaded, how far that is from what it claimed.", class_="soft")
     bins = [(100 * one.low, 100 * one.high, 100 * one.confidence, 100 * one.accuracy, one.num_images) for one in found.bins]
     diagram = charts.reliability("Reliability diagram", bins, said="Reliability diagram: " + "; ".join(_said_bin(one) for one in bins))
     spread = _histogram(found)

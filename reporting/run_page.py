@@ -109,12 +109,8 @@ def _course(run: Run, beside: Beside) -> str:
 def _best(rows: list[dict]) -> tuple[str, Markup]:
     columns = [(heading, key, form) for heading, key, form in SUMMARY_COLUMNS if any(row.get(key) is not None for row in rows)]
     cells = [[_summary_cell(row.get(key), form) for _, key, form in columns] for row in rows]
-    header = [f"{heading} ({previous})" if heading == "at epoch" else heading for heading, previous in _with_previous([heading for heading, *_ in columns])]
+    header = [heading for heading, *_ in columns]
     return section("Best rows", pages.table(header, cells, caption="Accuracies in percent; hours of training and evaluation", is_sortable=len(rows) > 1))
-
-
-def _with_previous(headings: list[str]) -> list[tuple[str, str]]:
-    return list(zip(headings, ["", *headings[:-1]], strict=True))
 
 
 def _summary_cell(value: object, form: Callable[[object, int], str]) -> Cell:
@@ -169,7 +165,7 @@ def _curves(runs: Sequence[Run]) -> tuple[str, Markup]:
             lines.append(Line(f"{run.label}{best}", smoothed, style))
             if panel.is_smoothed and len(runs) <= MAX_RAW and len(raw) > 1:
                 lines.append(Line(run.label, raw, style, is_faint=True))
-        unit = "%" if "accuracy" in panel.title else "loss" if "loss" in panel.title else "rate"
+        unit = "%" if "accuracy" in panel.title else "loss" if "loss" in panel.title else ""
         figures.append(charts.curves(panel.title, lines, x_name="epoch", y_name=unit, limits=plots._limits(list(runs), panel)))
     for title, unit, points_of in (("Training images per second", "images/s", _speed), ("Time spent waiting for data, %", "%", _wait_share)):
         lines = [Line(run.label, points, style) for style, run in enumerate(runs) if (points := points_of(run))]

@@ -122,16 +122,16 @@ class Report:
         self.document["accuracies"][name] = facts
         self.write()
 
-    def add_outcomes(self, outcomes: Outcomes, images: Images, *, num_skipped: int) -> None:
-        """Note what was said of each of the validation `images`; say how well calibrated that is."""
+    def add_outcomes(self, outcomes: Outcomes, loader: ValLoader) -> None:
+        """Note what was said of each of the validation images, which are the loader's; say how well calibrated that is."""
         calibration = calibrate(outcomes)
         self.document["calibration"] = calibration.facts()
-        self.num_skipped = num_skipped
+        self.num_skipped = loader.damage.num_skipped
         log.info("calibration: ECE %.2f %%  mean confidence %.2f %%", 100 * calibration.ece, 100 * calibration.confidence)
         if not self.rank.is_main:
             return
         if self.ending == ".html":
-            self.sections = evaluation_sections(outcomes, readable_classes(self.classes), viewer(self.cfg, images))
+            self.sections = evaluation_sections(outcomes, readable_classes(self.classes), viewer(loader))
         elif self.ending != ".json":
             write_classes(self.path, outcomes, self.classes)
 
@@ -157,14 +157,14 @@ class Report:
             write_whole(self.path, text)
 
 
-def evaluate_validation(net: nn.Module, loader: ValLoader, parts: EvalParts, *, images: Images, report: Report) -> None:
-    """Evaluate on the validation `images`, print the line of their accuracies, and report what else is asked for."""
+def evaluate_validation(net: nn.Module, loader: ValLoader, parts: EvalParts, report: Report) -> None:
+    """Evaluate on the validation images, print the line of their accuracies, and report what else is asked for."""
     if report.path is None:
         engine.report(net, loader, parts)
         return
     recorder = Recorder(loader)
     result = engine.report(net, recorder, parts, recorder.note)
-    report.add_outcomes(recorder.outcomes(parts.rank), images, num_skipped=loader.damage.num_skipped)
+    report.add_outcomes(recorder.outcomes(parts.rank), loader)
     report.add("clean", {name: round(value, 4) if name == "loss" else value for name, value in result.items()})
 
 
@@ -175,7 +175,7 @@ def evaluate_suite(cfg: Config, suite: Suite, net: nn.Module, parts: EvalParts, 
     if suite.clean is not None:
         loader = datasets.build_val_loader(cfg, suite.clean, parts.rank, folder)
         engine.prepare_evaluation(parts, net, shape=loader.shape(cfg.input_size))
-        evaluate_validation(net, loader, parts, images=suite.clean, report=report)
+        evaluate_validation(net, loader, parts, report)
     for one in suite.sets:
         counts = _count_set(cfg, one, net, parts, folder)
         _say(one.name, counts)

@@ -9,12 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from loading import augment
 from loading.damage import ValidationDamage
-from loading.images import Images
 from loading.loaders import ValLoader
 from reporting.outcomes import Outcomes, confusion, joined_outcomes
-from run.config import Config
 from run.disk import writing
 from run.errors import DamagedImage
 from utils import Rank, gather_objects
@@ -63,17 +60,16 @@ def write_classes(path: Path, outcomes: Outcomes, classes: list[str]) -> None:
             writer.writerow([name, num_images, row[i], f"{100 * row[i] / num_images:.3f}" if num_images else "", *row])
 
 
-def viewer(cfg: Config, images: Images) -> Callable[[int], tuple[Image.Image | None, str]]:
-    """What shows the image at a place as the network saw it, and says what file that is; without the picture, where it can be read no more."""
-    transform = augment.eval_transform(cfg.input_size, augment.crop_pct(cfg), cfg.loader)
+def viewer(loader: ValLoader) -> Callable[[int], tuple[Image.Image | None, str]]:
+    """What shows the image at a place of the loader's set as the network saw it, and says what file that is; without the picture, where it can be
+    read no more."""
+    images, transform = loader.loader.dataset.images, loader.loader.dataset.transform
 
     def show(place: int) -> tuple[Image.Image | None, str]:
-        sample = images.samples[place]
-        name = f"image {place}" if isinstance(sample, np.ndarray | Image.Image) else str(sample)
         try:
             pixels, _ = transform.draw(images.open(place, is_fast=transform.is_fast))
         except DamagedImage:
-            return None, name
-        return Image.fromarray(pixels), name
+            return None, images.name(place)
+        return Image.fromarray(pixels), images.name(place)
 
     return show
