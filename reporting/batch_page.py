@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -112,7 +113,7 @@ def _source(one: Seen) -> Markup:
 
 
 def draw_batch(step: Step, seen: Sequence[Seen], out: Path) -> None:
-    """The same as a PNG. InputError without matplotlib."""
+    """The same as a PNG, where letters that no font at hand has are boxes. InputError without matplotlib."""
     figure_type, _ = need_matplotlib()
     columns = min(PER_ROW, len(seen))
     rows = math.ceil(len(seen) / columns)
@@ -131,7 +132,9 @@ def draw_batch(step: Step, seen: Sequence[Seen], out: Path) -> None:
             hide_frame(axes)
         lines = [f"{one.number}: {text[0]}", *text[1:], *[""] * (num_lines - len(text))]
         part.supxlabel("\n".join(lines), fontsize=7, x=0.03, ha="left", parse_math=False)
-    drawn.savefig(out, dpi=130, facecolor="white")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        drawn.savefig(out, dpi=130, facecolor="white")
 
 
 def _rectangle(box: tuple[int, int, int, int]):

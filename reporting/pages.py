@@ -139,7 +139,8 @@ def page(title: str, intro: Sequence[object], sections: Sequence[tuple[str, Mark
     here = Path(__file__)
     names = [f"part-{index}" for index in range(1, len(sections) + 1)]
     links = [element("a", heading, href=f"#{name}") for name, (heading, _) in zip(names, sections, strict=True)]
-    body = [element("h1", title), *(part if isinstance(part, Markup) else element("p", part, class_="soft") for part in intro), element("nav", *links)]
+    body = [element("h1", title), *(part if isinstance(part, Markup) else element("p", part, class_="soft") for part in intro)]
+    body += [element("nav", *links)] if len(links) > 1 else []
     body += [element("section", element("h2", heading, id=name), content) for name, (heading, content) in zip(names, sections, strict=True)]
     head = [
         element("meta", charset="utf-8"),
