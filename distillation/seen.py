@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 
 import datasets
@@ -40,9 +41,10 @@ class Mix:
 class Seen:
     """An image of a step, by its `number` among those shown, from 0.
 
-    `pixels`: uint8 (H, W, 3), as the student sees it; `source`: the picture as it is stored; `drawn`: as `loading.augment.describe` gives it;
-    `target`: what is to be learnt where it is a distribution; `teacher`: what the teacher says, its classes with probabilities or one class
-    alone (NaN), nothing where none is asked; `damaged`: file and reason, where another image of its class stands in for it."""
+    `pixels`: uint8 (H, W, 3), as the student sees it; `source`: the picture as it is stored; `drawn`: as `loading.augment.describe` gives it, with
+    the crop in pixels of `source` if `crops_source`, else of what that is padded to; `target`: what is to be learnt where it is a distribution;
+    `teacher`: what the teacher says, its classes with probabilities or one class alone (NaN), nothing where none is asked; `damaged`: file and
+    reason, where another image of its class stands in for it."""
 
     number: int
     position: int
@@ -51,6 +53,7 @@ class Seen:
     pixels: np.ndarray
     source: Image.Image
     drawn: dict
+    crops_source: bool
     mix: Mix | None
     target: Shares
     teacher: Shares
@@ -102,7 +105,8 @@ def _seen(i: int, key: Key, dataset: TrainingSet, batch: Batch, *, pixels: Tenso
     colours = pixels * torch.tensor(augment.STD).view(3, 1, 1) + torch.tensor(augment.MEAN).view(3, 1, 1)
     shown = (colours.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     label = images.classes[int(batch.targets[i])]
-    return Seen(i, key.position, images.name(sample), label, shown, images[sample][0], drawn, mix, target, said, damaged)
+    crops_source = isinstance(dataset.transform.parts.transforms[0], RandomResizedCropAndInterpolation)
+    return Seen(i, key.position, images.name(sample), label, shown, images[sample][0], drawn, crops_source, mix, target, said, damaged)
 
 
 def _drawn(key: Key, dataset: TrainingSet) -> tuple[int, dict, str | None]:

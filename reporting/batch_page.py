@@ -38,7 +38,7 @@ def described(one: Seen) -> list[str]:
     crop = "the whole image"
     if drawn["box"] is not None:
         top, left, height, width = drawn["box"]
-        crop = f"crop {height} x {width} at ({top}, {left}) of {one.source.height} x {one.source.width}"
+        crop = f"crop {height} x {width} at ({top}, {left}) of " + (f"{one.source.height} x {one.source.width}" if one.crops_source else "its padded form")
     ops = ", ".join(" ".join([name, *map(_argument, arguments)]) for name, arguments in drawn["ops"])
     erased = "; ".join(f"{height} x {width} at ({top}, {left})" for top, left, height, width in drawn["erased"])
     lines = [
@@ -73,11 +73,8 @@ def _told(shares: Shares) -> str:
 
 
 def outline(one: Seen) -> tuple[int, int, int, int] | None:
-    """The crop (top, left, height, width) where it lies in the stored image: not that of a small one, whose padded or resized form is cropped."""
-    box = one.drawn["box"]
-    if box is None or box[0] < 0 or box[1] < 0 or box[0] + box[2] > one.source.height or box[1] + box[3] > one.source.width:
-        return None
-    return box
+    """The crop (top, left, height, width) where it is one of the stored image."""
+    return one.drawn["box"] if one.crops_source else None
 
 
 # --- the page --------------------------------------------------------------------------------------------------------------------------

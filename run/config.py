@@ -84,7 +84,9 @@ class Config(RunConfig):
     # weights
     dry_run: bool = setting(False, "look at all that the run needs, tell every fault, and what a step and the run will cost, and exit; leaves nothing behind")
     use_ema: bool = setting(False, "evaluate a checkpoint's EMA weights instead of the raw ones")
-    report: str | None = setting(None, "with --eval: CSV file for per-class accuracy and the confusion matrix, or .json for all that was measured")
+    report: str | None = setting(
+        None, "with --eval: page of accuracies, calibration and mistakes (.html), all that was measured (.json), or per-class accuracy and confusions as CSV"
+    )
     pretrained: bool = setting(False, "start from the model's published weights: base variant without, dist variant with distillation")
     # robustness
     inc_path: str | None = setting(None, "with --eval: folder of ImageNet-C or of what tools/corrupt_images.py writes, <corruption>/<1..5>/<class>/")

@@ -8,10 +8,12 @@ from PIL import Image
 
 import main
 import report
-from reporting import charts, evaluation_page, outcomes, pages, run_page
+from reporting import browser, charts, evaluation_page, outcomes, pages, run_page
+from reporting.browser import find_chromium
 from reporting.outcomes import Outcomes
 from tests.browsing import Page, browsed, read_page
 from tests.programs import colours
+from tools import picture_page
 
 NASTY = '<script>x()</script> & "日本" \udcff \x01'
 
@@ -230,3 +232,19 @@ def test_pages_of_many_runs_stay_small_and_one_run_shows_every_epoch(tmp_path):
     many, one = (Page(run_page.run_page([str(name)])) for name in (tmp_path, tmp_path / "run_0.txt"))
     assert len(run_page.run_page([str(tmp_path)])) < 2_000_000
     assert len(many.all("polyline")) == 30 * 5 and len(one.all("polyline")) == 5 + 4  # all but the learning rate with each epoch, thin
+
+
+def test_a_page_is_pictured_in_both_schemes(tmp_path, monkeypatch, capsys):
+    (tmp_path / "page.html").write_text(pages.page("Title", ["Text."], []), encoding="utf-8")
+    if find_chromium() is not None:
+        for flags, is_light in (([], True), (["--dark"], False)):
+            assert picture_page.main([str(tmp_path / "page.html"), "--size=300x500", f"--out={tmp_path / 'page.png'}", *flags]) == 0
+            picture = Image.open(tmp_path / "page.png")
+            assert picture.size == (500, 300) and (np.asarray(picture.convert("L")).mean() > 128) == is_light
+    monkeypatch.setattr(browser, "NAMES", ("no-such-browser",))
+    for argv, said in (
+        ([str(tmp_path / "page.html"), "--out=x.png"], "no Chromium"),
+        (["no.html", "--out=x.png"], "no such page"),
+        (["a", "--out=b.jpg"], "is a PNG"),
+    ):
+        assert picture_page.main(argv) == 1 and said in capsys.readouterr().err
