@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fuse_eval
 import main
 import report
 from reporting import browser, charts, evaluation_page, outcomes, pages, run_page
@@ -140,6 +141,8 @@ def test_the_page_of_an_evaluation_tells_what_was_confused_and_shows_it(evaluati
 def test_json_has_the_calibration_and_csv_the_table_of_classes(evaluation, tmp_path, capsys):
     for name in ("a.json", "a.csv"):
         main.main([*evaluation, f"--report={tmp_path / name}"])
+    fuse_eval.main([*evaluation[1:], f"--report={tmp_path / 'b.csv'}"])
+    assert (tmp_path / "b.csv").read_text() == (tmp_path / "a.csv").read_text()
     found = json.loads((tmp_path / "a.json").read_text())
     ece, confidence, bins = (found["calibration"][key] for key in ("ece", "mean_confidence", "bins"))
     assert sum(one["num_images"] for one in bins) == 11 and ece == pytest.approx(100 * 8 / 11 - confidence)  # all in one bin, of 33 %
@@ -210,6 +213,9 @@ def test_one_run_is_held_against_the_defaults_and_a_published_log_has_nothing_be
     for name in (runs / "first", runs / "recnext_m1_without_distill_300e.txt"):
         assert report.main([str(name), "--out", str(tmp_path / f"{name.stem}.html")]) == 0
     ours, theirs = (read_page(tmp_path / f"{name}.html") for name in ("first", "recnext_m1_without_distill_300e"))
+    longer = (runs / "first" / "args.yaml").read_text().replace("epochs: 6", "epochs: 4")
+    (runs / "first" / "args.yaml").write_text(longer)
+    assert "6 epochs, 0 to 5." in run_page.run_page([str(runs / "first")])
     assert ["epochs", "300", "6"] in ours.rows and ["lr", "0.001"] in ours.rows and "6 of 6 epochs: finished" in ours.text
     assert "Environment" not in theirs.texts and "Rates and waits" not in theirs.texts and "5 epochs, 0 to 4." in theirs.text
 
