@@ -97,7 +97,9 @@ class Config(RunConfig):
     # weights
     dry_run: bool = setting(False, "look at all that the run needs, tell every fault, and what a step and the run will cost, and exit; leaves nothing behind")
     use_ema: bool = setting(False, "evaluate a checkpoint's EMA weights instead of the raw ones")
-    report: str | None = setting(None, "with --eval: CSV file for per-class accuracy and the confusion matrix, or .json for all that was measured")
+    report: str | None = setting(
+        None, "with --eval: page of accuracies, calibration and mistakes (.html), all that was measured (.json), or per-class accuracy and confusions as CSV"
+    )
     pretrained: bool = setting(False, "start from the model's published weights: base variant without, dist variant with distillation")
     # robustness
     inc_path: str | None = setting(None, "with --eval: folder of ImageNet-C or of what tools/corrupt_images.py writes, <corruption>/<1..5>/<class>/")
@@ -448,6 +450,41 @@ def _optimisation_rules(cfg: Config) -> list[tuple[bool, str]]:
             "--bce-target-thresh and --bce-sum are of the binary cross entropy: add --bce-loss, or drop them",
         ),
         (cfg.model_ema_warmup and not cfg.model_ema, "--model-ema-warmup warms up the moving average, which --no-model-ema drops: drop one of them"),
+    ]
+
+
+def _is_range(values: tuple[float, ...] | None) -> bool:
+    return values is None or (len(values) == 2 and 0 < values[0] <= values[1])
+
+
+def _augmentation_rules(cfg: Config) -> list[tuple[bool, str]]:
+    is_zoomed_out = cfg.scale is not None and max(cfg.scale) > 1
+    others = [f"--interpolation {cfg.interpolation}"] if cfg.interpolation not in FAST_INTERPOLATIONS else []
+    return [
+        (cfg.three_augment and cfg.aa not in (None, SETTINGS.fields["aa"].default), "--ThreeAugment replaces --aa: drop one of them"),
+        (not _is_range(cfg.scale), "--scale takes two parts of an image's area, above 0, the smaller first"),
+        (not _is_range(cfg.ratio), "--ratio takes two ratios, above 0, the smaller first"),
+        (
+            is_zoomed_out and cfg.train_crop_mode in (None, "rrc"),
+            "--scale: a crop is no larger than its image, so 1 is the most; --train-crop-mode rkrc or rkrr make images smaller",
+        ),
+        (cfg.mean is not None and len(cfg.mean) not in (1, 3), "--mean takes one number, or one per channel"),
+        (cfg.std is not None and (len(cfg.std) not in (1, 3) or min(cfg.std) <= 0), "--std takes one number above 0, or one per channel"),
+        (cfg.mixup_off_epoch > 0 and not cfg.is_mixing, "--mixup-off-epoch ends mixup and CutMix, and neither is on: drop it"),
+        (cfg.aug_splits == 1, "--aug-splits 1 is the one view of an image that there is without: use 2 or more, or 0"),
+        (cfg.jsd_loss and cfg.aug_splits < 2, "--jsd-loss compares views of an image: add --aug-splits 3"),
+        (
+            cfg.aug_splits > 1 and cfg.is_mixing and not cfg.eval,
+            "--aug-splits compares views of an image, which mixup and CutMix would mix with others: add --mixup 0 --cutmix 0",
+        ),
+        (
+            cfg.aug_splits > 1 and cfg.distillation != "none" and not cfg.eval,
+            "--aug-splits has no teacher, which sees one view of an image: add --distillation-type none",
+        ),
+        (
+            bool(others) and cfg.loader == "fast",
+            f"{' '.join(others)}: the fast loader has bicubic and bilinear: use one of them, or add --loader reference",
+        ),
     ]
 
 
