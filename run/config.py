@@ -473,41 +473,7 @@ def _augmentation_rules(cfg: Config) -> list[tuple[bool, str]]:
         (cfg.mixup_off_epoch > 0 and not cfg.is_mixing, "--mixup-off-epoch ends mixup and CutMix, and neither is on: drop it"),
         (cfg.aug_splits == 1, "--aug-splits 1 is the one view of an image that there is without: use 2 or more, or 0"),
         (cfg.jsd_loss and cfg.aug_splits < 2, "--jsd-loss compares views of an image: add --aug-splits 3"),
-        (
-            cfg.aug_splits > 1 and cfg.is_mixing and not cfg.eval,
-            "--aug-splits compares views of an image, which mixup and CutMix would mix with others: add --mixup 0 --cutmix 0",
-        ),
-        (
-            cfg.aug_splits > 1 and cfg.distillation != "none" and not cfg.eval,
-            "--aug-splits has no teacher, which sees one view of an image: add --distillation-type none",
-        ),
-        (
-            bool(others) and cfg.loader == "fast",
-            f"{' '.join(others)}: the fast loader has bicubic and bilinear: use one of them, or add --loader reference",
-        ),
-    ]
-
-
-def _is_range(values: tuple[float, ...] | None) -> bool:
-    return values is None or (len(values) == 2 and 0 < values[0] <= values[1])
-
-
-def _augmentation_rules(cfg: Config) -> list[tuple[bool, str]]:
-    is_zoomed_out = cfg.scale is not None and max(cfg.scale) > 1
-    others = [f"--interpolation {cfg.interpolation}"] if cfg.interpolation not in FAST_INTERPOLATIONS else []
-    return [
-        (cfg.three_augment and cfg.aa not in (None, SETTINGS.fields["aa"].default), "--ThreeAugment replaces --aa: drop one of them"),
-        (not _is_range(cfg.scale), "--scale takes two parts of an image's area, above 0, the smaller first"),
-        (not _is_range(cfg.ratio), "--ratio takes two ratios, above 0, the smaller first"),
-        (
-            is_zoomed_out and cfg.train_crop_mode in (None, "rrc"),
-            "--scale: a crop is no larger than its image, so 1 is the most; --train-crop-mode rkrc or rkrr make images smaller",
-        ),
-        (cfg.mean is not None and len(cfg.mean) not in (1, 3), "--mean takes one number, or one per channel"),
-        (cfg.std is not None and (len(cfg.std) not in (1, 3) or min(cfg.std) <= 0), "--std takes one number above 0, or one per channel"),
-        (cfg.mixup_off_epoch > 0 and not cfg.is_mixing, "--mixup-off-epoch ends mixup and CutMix, and neither is on: drop it"),
-        (cfg.aug_splits == 1, "--aug-splits 1 is the one view of an image that there is without: use 2 or more, or 0"),
-        (cfg.jsd_loss and cfg.aug_splits < 2, "--jsd-loss compares views of an image: add --aug-splits 3"),
+        (cfg.jsd_loss and cfg.bce_loss, "--jsd-loss and --bce-loss are two losses for one run: drop one of them"),
         (
             cfg.aug_splits > 1 and cfg.is_mixing and not cfg.eval,
             "--aug-splits compares views of an image, which mixup and CutMix would mix with others: add --mixup 0 --cutmix 0",
