@@ -18,10 +18,12 @@ MAGIC = b"ET"  # of a program's file, from its fifth byte on
 
 def require():
     """The package; InputError with the cure where it is missing."""
-    try:
-        import executorch.runtime
-    except ImportError as error:
-        raise InputError("this needs the package executorch: pip install -r requirements-executorch.txt") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of packages that it imports, on each other
+        try:
+            import executorch.runtime
+        except ImportError as error:
+            raise InputError("this needs the package executorch: pip install -r requirements-executorch.txt") from error
     return executorch.runtime
 
 
@@ -30,7 +32,7 @@ def write_program(trained: Trained, path: Path, dtype: torch.dtype) -> dict:
     """Convolutions, products and what lies between them go to XNNPACK; what it has no kernels for, to ExecuTorch's portable ones."""
     require()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of packages that the exporter imports, on each other
+        warnings.simplefilter("ignore")  # likewise
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
