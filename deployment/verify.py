@@ -24,7 +24,7 @@ from sources.sets import load_digits
 
 # ---- does a file compute what was trained?
 
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.int8: 0.25}  # largest difference, as a fraction of the largest logit
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.int8: 0.2}  # largest difference, as a fraction of the largest logit
 TOO_COARSE = {torch.float16: ", or float16 is too coarse for it: use float32", torch.int8: ", or int8 is too coarse for it: calibrate on more images"}
 WEIGHT_TOLERANCE = 1e-5  # of a stored tensor's largest value: fusing on another machine rounds differently
 REPEAT_TOLERANCE = 1e-6
