@@ -253,7 +253,7 @@ def digest(path: Path) -> str:
 def versions() -> dict[str, str]:
     """Versions of python and of the packages that have a part in exporting, where they are installed."""
     found = {"python": platform.python_version()}
-    for name in ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "coremltools", "safetensors", "huggingface_hub"):
+    for name in ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "coremltools", "executorch", "safetensors", "huggingface_hub"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
