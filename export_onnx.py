@@ -49,7 +49,7 @@ def load(args: argparse.Namespace) -> tuple[weights.Trained, dict]:
     if args.part != "detector":
         raise InputError(f"--part {args.part} is of a detector, and {args.ckpt} holds none: drop it")
     if segmentation.saved.is_segmenter(saved):
-        return segmentation.exporting.load_trained(args.model, args.ckpt, img_size=args.input_size), FORMATS
+        return segmentation.exporting.load_trained(args.model, args.ckpt, img_size=args.input_size), dict(FORMATS)
     return options.load_for(args), FORMATS
 
 
@@ -97,11 +97,11 @@ def run(argv: list[str]) -> None:
     fmt, suffix = known[args.format]
     if args.verify:
         path = Path(args.verify)
-        print(formats.verdict(path, trained, args.data_path, known=fmt if known is not FORMATS else format_of_file(path)))
+        print(formats.verdict(path, trained, args.data_path, known=fmt if len(known) == 1 else format_of_file(path)))
         return
     if args.int8:
         if known is not FORMATS:
-            raise InputError("--int8 is for classifiers, and this checkpoint is a detector's: drop it")
+            raise InputError(f"--int8 is for classifiers, and {args.ckpt} holds none: drop it")
         write_int8(args, trained)
         return
     target = Path(args.out) if args.out else verify.default_target(trained, suffix)
