@@ -249,6 +249,7 @@ class Config(RunConfig):
         choices=("center", "squash", "border"),
     )
     interpolation: str = setting("bicubic", "resampling of evaluation's images", choices=("bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"))
+    exif_transpose: bool = setting(False, "turn photographs as their EXIF orientation says, in training and evaluation; published runs ignore it")
     loader: str = setting(
         "fast", "decoder, resizing and RandAugment kernels: OpenCV, simplejpeg and torch, or Pillow; the same draws", choices=("fast", "reference")
     )
