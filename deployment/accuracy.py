@@ -55,6 +55,7 @@ def measure(args: argparse.Namespace, trained: Trained, source: str, *, use_ema:
     data = [f"--data-set={args.data_set}", *([f"--data-path={args.data_path}"] if args.data_path else []), *(["--use-ema"] if use_ema else [])]
     size = [f"--input-size={trained.input_size}", f"--crop-pct={trained.crop_pct}", f"--batch-size={args.batch_size}"]
     size += [f"--crop-mode={trained.crop_mode}", f"--interpolation={trained.interpolation}", f"--loader={trained.loader}"]
+    size += ["--exif-transpose"] if trained.args.get("exif_transpose") else []  # as the run evaluated it
     size += ["--mean", *map(str, trained.mean), "--std", *map(str, trained.std)]
     cfg, _ = config.parse(["--eval", f"--model={trained.name}", f"--resume={source}", f"--device={args.device}", "--amp=none", *size, *data])
     parts = prepare(cfg, process.start_process(cfg.device, cfg.seed))

@@ -2,7 +2,7 @@
 
 errors.py      the exceptions for what a user can put right
 command.py     flags, exit codes, and faults told in one line
-console.py     standard output that may be closed or full
+console.py     standard output that may be closed or full, and a bar on a terminal
 signals.py     requests to save and stop
 settings.py    how settings are declared, read and shown
 config.py      every setting, once: default, YAML key, flag and help
