@@ -46,7 +46,9 @@ class Bar:
 
     def __init__(self, title: str, total: int, num_done: int):
         how = {"bar_format": "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}  {text}", "mininterval": DRAW_EVERY_S, "miniters": 1}
-        self._line = _Line(desc=title, total=total, initial=num_done, file=sys.stdout, leave=False, dynamic_ncols=True, **how)
+        has_size = all(os.get_terminal_size(sys.stdout.fileno()))  # under some recorders a terminal has none
+        how |= {"dynamic_ncols": True} if has_size else {"ncols": 80, "nrows": 24}
+        self._line = _Line(desc=title, total=total, initial=num_done, file=sys.stdout, leave=False, **how)
 
     @property
     def is_live(self) -> bool:
