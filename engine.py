@@ -595,6 +595,7 @@ def fit(cfg: RunConfig, parts: TrainParts, state: TrainState, loader, val_loader
             continue
         if must_stop and state.epoch < cfg.num_epochs:
             log.warning("told to stop: saved after %sepoch %d; continue with --resume auto", f"step {state.step} of " if state.step else "", epoch)
+            run_records.close()
             return False
     run_records.close()
     log.info("done: %s, %s", saver.folder, parts.told_best(state.best))

@@ -23,4 +23,5 @@ integrity.py   checksums inside checkpoints
 folder.py      the run's folder: its lock, and what in it to continue from
 disk.py        whole files or none, and what to do where the disk is full
 records.py     log.txt, args.yaml, boards
+trackers.py    Weights & Biases and trackio, where they are asked for
 """
