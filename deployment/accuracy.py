@@ -58,6 +58,7 @@ def _config(args: argparse.Namespace, trained: Trained, *flags: str) -> Config:
     data = [f"--data-set={args.data_set}", *([f"--data-path={args.data_path}"] if args.data_path else [])]
     size = [f"--input-size={trained.input_size}", f"--crop-pct={trained.crop_pct}", f"--batch-size={args.batch_size}"]
     size += [f"--crop-mode={trained.crop_mode}", f"--interpolation={trained.interpolation}", f"--loader={trained.loader}"]
+    size += ["--exif-transpose"] if trained.args.get("exif_transpose") else []  # as the run evaluated it
     size += ["--mean", *map(str, trained.mean), "--std", *map(str, trained.std)]
     return config.parse(["--eval", f"--model={trained.name}", "--amp=none", *size, *data, *flags])[0]
 

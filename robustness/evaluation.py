@@ -245,6 +245,7 @@ def _count_folders(cfg: Config, suite: Suite, net: nn.Module, parts: EvalParts, 
     num_seen = 0
     for i, (name, severity) in enumerate(places):
         images = sets.open_severity(corrupted, name, severity, suite.classes)
+        images = images.turned() if cfg.exif_transpose else images
         if i == 0:
             _say_enlarged(corrupted, images, cfg.input_size)
         progress.num_done, progress.total = num_seen, num_seen + len(images) * (len(places) - i)

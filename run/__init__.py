@@ -2,7 +2,7 @@
 
 errors.py      the exceptions for what a user can put right
 command.py     flags, exit codes, and faults told in one line
-console.py     standard output that may be closed or full
+console.py     standard output that may be closed or full, and a bar on a terminal
 signals.py     requests to save and stop
 settings.py    how settings are declared, read and shown
 config.py      every setting, once: default, YAML key, flag and help
@@ -23,4 +23,5 @@ integrity.py   checksums inside checkpoints
 folder.py      the run's folder: its lock, and what in it to continue from
 disk.py        whole files or none, and what to do where the disk is full
 records.py     log.txt, args.yaml, boards
+trackers.py    Weights & Biases and trackio, where they are asked for
 """

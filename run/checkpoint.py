@@ -258,7 +258,7 @@ def _brief(value) -> str:
 # Settings that may differ between a run and its continuation: they say where and how it runs, not what it computes.
 # Batch, processes and accumulation are compared by their product, data by number of images and class names.
 FREE_SETTINGS = {
-    "batch_size", "grad_accum_steps", "recipe_batch", "start_epoch", "device", "output_dir", "overwrite", "resume", "save_freq", "project",
+    "batch_size", "grad_accum_steps", "recipe_batch", "start_epoch", "device", "output_dir", "overwrite", "resume", "save_freq", "project", "tracker",
     "checkpoint_steps", "checkpoint_minutes", "allow_config_change", "dry_run", "eval", "use_ema", "report", "pretrained", "finetune", "teacher_min_acc1",
     "teacher_path", "teacher_labels", "teacher_labels_mode", "data_path", "num_workers", "pin_mem", "model_ema_force_cpu", "on_full_disk",
     "compile", "compile_mode", "full_disk_minutes", "max_bad_images", "skip_bad_images", "on_nonfinite", "max_skipped_steps",

@@ -41,7 +41,12 @@ class RunConfig:
     max_skipped_steps: int = setting(20, "steps in a row that may be left out because they are not finite", at_least=1)
     seed: int = setting(0, "seed of initialisation and dropout", at_least=0, at_most=2**63 - 1)
     device: str = setting("auto", "cuda, cuda:N or cpu; auto: a GPU where there is one")
-    project: str | None = setting(None, "Weights & Biases project to log to (needs the package wandb)")
+    tracker: str | None = setting(
+        None,
+        "where the numbers go besides log.txt and TensorBoard, by a package of that name: wandb (offline unless WANDB_MODE is set) or trackio",
+        choices=("none", "wandb", "trackio"),
+    )
+    project: str | None = setting(None, "the tracker's project; without --tracker, one of Weights & Biases")
     grad_accum_steps: int = setting(1, "micro-batches per optimiser step", at_least=1)
     eval: bool = setting(False, "evaluate the given weights and exit")
     # optimiser
@@ -61,6 +66,11 @@ class RunConfig:
         at_least=0,
     )
     skip_bad_images: bool = setting(False, "evaluate without the validation images that are damaged")
+
+    @property
+    def tracker_name(self) -> str | None:
+        """The tracker in force, if there is one."""
+        return {"none": None, None: "wandb" if self.project else None}.get(self.tracker, self.tracker)
 
     @property
     def num_epochs(self) -> int:
@@ -251,6 +261,7 @@ class Config(RunConfig):
         choices=("center", "squash", "border"),
     )
     interpolation: str = setting("bicubic", "resampling of evaluation's images", choices=("bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"))
+    exif_transpose: bool = setting(False, "turn photographs as their EXIF orientation says, in training and evaluation; published runs ignore it")
     loader: str = setting(
         "fast", "decoder, resizing and RandAugment kernels: OpenCV, simplejpeg and torch, or Pillow; the same draws", choices=("fast", "reference")
     )

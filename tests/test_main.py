@@ -384,13 +384,6 @@ def test_log_keys_for_numbers_that_are_not_finite(tmp_path):
     assert list(tmp_path.glob("events.out.tfevents.*"))
 
 
-def test_wandb_is_asked_for_by_name(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
-    cfg, _ = config.parse(["--data-set", "DIGITS", "--project", "p"])
-    with pytest.raises(InputError, match="pip install wandb"):
-        records.Records(cfg, tmp_path, 0)
-
-
 def test_half_precision_teacher_is_neutral_on_a_cpu():
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
     plan = keys.build_plan(6, repeated_aug=False, group_size=6, lanes=1, data_seed=0)
