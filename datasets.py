@@ -53,14 +53,16 @@ def build_train_loader(cfg: Config, images: Images, rank: Rank, folder: Path | N
     num_shares = rank.world_size * cfg.grad_accum_steps
     batch_size = fit_batch_size(plan, cfg.batch_size, num_shares=num_shares, group_size=cfg.mix_group_size, is_mixing=cfg.is_mixing)
     sampler = KeyedBatchSampler(plan, batch_size=batch_size, accum_steps=cfg.grad_accum_steps, rank=rank.index, world_size=rank.world_size)
+    first, *later = sorted(augment.train_transforms(cfg).items())
     dataset = TrainingSet(
         images,
-        augment.train_transform(cfg),
+        first[1],
         plan,
         is_finished_here=rank.device.type == "cpu",
         reuses_memory=True,
         is_hashed=cfg.labels_mode != "off",
         replaces_damaged=cfg.max_bad_images > 0,
+        later=dict(later),
     )
     settings = loader_settings(cfg, rank, len(images))
     log.info(
@@ -83,7 +85,7 @@ def build_train_loader(cfg: Config, images: Images, rank: Rank, folder: Path | N
 def build_val_loader(cfg: Config, images: Images, rank: Rank, folder: Path | None = None, *, transform: augment.Transform | None = None) -> ValLoader:
     """Each validation image once, over all processes; the last batch may be smaller. `folder` gets the list of damaged images, where
     there are many; `transform` takes the place of the usual one."""
-    transform = transform or augment.eval_transform(cfg.input_size, augment.crop_pct(cfg), cfg.loader)
+    transform = transform or augment.recipe_eval_transform(cfg)
     dataset = ValidationSet(images, transform, rank, is_finished_here=rank.device.type == "cpu", reuses_memory=True)
     damage = ValidationDamage(rank, folder and folder / "bad_images_val.txt", num_images=len(images), is_skipped=cfg.skip_bad_images)
     return ValLoader(DataLoader(dataset, batch_size=cfg.batch_size, **loader_settings(cfg, rank, len(dataset))), damage)
@@ -100,4 +102,6 @@ def build_teacher_loader(cfg: Config, images: Images, rank: Rank, num_images: in
 
 def facts(cfg: Config, classes: list[str]) -> dict:
     """What a checkpoint's user must know of the images: class names, size, normalisation, crop."""
-    return {"class_names": classes, "input_size": cfg.input_size, "mean": augment.MEAN, "std": augment.STD, "crop_pct": augment.crop_pct(cfg)}
+    mean, std = augment.statistics(cfg)
+    crop = {"crop_pct": augment.crop_pct(cfg), "crop_mode": cfg.crop_mode, "interpolation": cfg.interpolation}
+    return {"class_names": classes, "input_size": cfg.input_size, "mean": mean, "std": std, **crop}

@@ -207,10 +207,11 @@ def blank(parts: EvalParts, shape: tuple[int, ...], device: torch.device) -> Ten
     return torch.zeros(shape, device=device).contiguous(memory_format=parts.memory_format)
 
 
-def prepare(parts: Parts, state: TrainState, *, shape: tuple[int, ...], val_shape: tuple[int, ...]) -> None:
-    """Compile what steps on images of `shape` and evaluations on those of `val_shape` run. See `Compiler.prepare`."""
-    prepare_step(parts, state, shape=shape)
-    parts.teacher.prepare(parts.compiler, shape)
+def prepare(parts: Parts, state: TrainState, *, shapes: Iterable[tuple[int, ...]], val_shape: tuple[int, ...]) -> None:
+    """Compile what steps on images of each of the `shapes` and evaluations on those of `val_shape` run. See `Compiler.prepare`."""
+    for shape in shapes:
+        prepare_step(parts, state, shape=shape)
+        parts.teacher.prepare(parts.compiler, shape)
     prepare_evaluation(parts, unwrap(state.net), shape=val_shape)
     if state.ema is not None:
         prepare_evaluation(parts, state.ema.module, shape=val_shape, what="the EMA's evaluation")

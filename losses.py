@@ -1,5 +1,6 @@
 """From logits to a scalar: the criterion of a recipe, with or without a teacher."""
 
+from timm.loss import JsdCrossEntropy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -58,6 +59,8 @@ def build_criterion(cfg: Config) -> nn.Module:
 
     Targets are smoothed in the mixing where there is one, else in the loss."""
     base = nn.CrossEntropyLoss(label_smoothing=0.0 if cfg.is_mixing else cfg.smoothing)
+    if cfg.jsd_loss:
+        base = JsdCrossEntropy(num_splits=cfg.aug_splits, smoothing=cfg.smoothing)
     if cfg.distillation == "none":
         return TargetLoss(base)
     return DistillationLoss(base, kind=cfg.distillation, alpha=cfg.distillation_alpha, tau=cfg.distillation_tau)

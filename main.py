@@ -53,7 +53,7 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
         compiler=compiler,
     )
     engine.announce(cfg, state, loader, rank)
-    engine.prepare(parts, state, shape=loader.shape(cfg.input_size), val_shape=val_loader.shape(cfg.input_size))
+    engine.prepare(parts, state, shapes=map(loader.shape, cfg.train_sizes), val_shape=val_loader.shape(cfg.input_size))
     if parts.teacher.net is not None and cfg.teacher_min_acc1 != 0:
         labelling.check_teacher(cfg, parts.teacher.net, val_images, rank)
     run_records = records.open_records(cfg, folder, state.epoch, rank)

@@ -41,9 +41,7 @@ def prepare(cfg: Config, rank: utils.Rank) -> dict:
     """What `engine.evaluate` takes, by name, for the file in --resume; and the names of the classes."""
     _, images = datasets.open_images(cfg)
     net, there = load(cfg)
-    for name, here in datasets.facts(cfg, images.classes).items():
-        if name in ("class_names", "input_size", "crop_pct") and there.get(name) not in (None, here):
-            utils.log.warning("%s was made with other %s than this evaluation", cfg.resume, name)
+    checkpoint.warn_of_other(there, cfg.resume, datasets.facts(cfg, images.classes))
     _require_fit(net.eval(), cfg, len(images.classes))
     amp_dtype = hardware.pick_amp(cfg.amp, rank.device)
     memory_format = hardware.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
@@ -56,6 +54,8 @@ def measure(args: argparse.Namespace, trained: Trained, source: str, *, use_ema:
     """Accuracy in full precision of the file `source` on the validation images, and what it was measured on."""
     data = [f"--data-set={args.data_set}", *([f"--data-path={args.data_path}"] if args.data_path else []), *(["--use-ema"] if use_ema else [])]
     size = [f"--input-size={trained.input_size}", f"--crop-pct={trained.crop_pct}", f"--batch-size={args.batch_size}"]
+    size += [f"--crop-mode={trained.crop_mode}", f"--interpolation={trained.interpolation}", f"--loader={trained.loader}"]
+    size += ["--mean", *map(str, trained.mean), "--std", *map(str, trained.std)]
     cfg, _ = config.parse(["--eval", f"--model={trained.name}", f"--resume={source}", f"--device={args.device}", "--amp=none", *size, *data])
     parts = prepare(cfg, process.start_process(cfg.device, cfg.seed))
     return {**engine.evaluate(parts["net"], parts["loader"], parts["parts"]), "data_set": args.data_set, "data_path": args.data_path}

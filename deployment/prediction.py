@@ -13,11 +13,9 @@ import torch
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from deployment.weights import Trained, fused, labels, load_trained
-from loading import augment
+from deployment.weights import Trained, eval_transform, fused, labels, load_trained
 from loading.images import open_file
 from run import disk
 from run.errors import InputError, first_line
@@ -65,16 +63,6 @@ def _images_below(folder: str) -> list[str]:
         if is_new:
             found += [os.path.join(place, name) for name in sorted(names) if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")]
     return found
-
-
-def eval_transform(trained: Trained):
-    """The checkpoint's evaluation: PIL image -> (3, input_size, input_size) float32, normalised with its own mean and deviation."""
-    transform = augment.eval_transform(trained.input_size, trained.crop_pct)
-    if (trained.mean, trained.std) == (tuple(augment.MEAN), tuple(augment.STD)):
-        return transform
-    channels = list(zip(trained.mean, trained.std, augment.MEAN, augment.STD, strict=True))
-    shift, scale = [(mean - our_mean) / our_std for mean, _, our_mean, our_std in channels], [std / our_std for _, std, _, our_std in channels]
-    return transforms.Compose([transform, transforms.Normalize(shift, scale)])
 
 
 class Files(Dataset):

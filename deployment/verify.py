@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torchvision import transforms
 
-from deployment.weights import Trained, describe_weights, digest, facts, labels, versions
-from loading import augment
+from deployment.weights import Trained, describe_weights, digest, eval_transform, facts, labels, versions
 from run.config import Config
 from run.errors import InputError, first_line
 from sources.finding import open_first
@@ -100,9 +99,9 @@ def make_probe(trained: Trained, data_path: str | None = None, *, num_random: in
     With `is_pixels` all are of whole pixels from 0 to 255, as photographs are."""
     pictures, origin = _real_images(data_path)
     if isinstance(trained.input_size, int):
-        transform = augment.eval_transform(trained.input_size, trained.crop_pct)
+        transform = eval_transform(trained)
     else:
-        transform = transforms.Compose([transforms.Resize(trained.image_size), transforms.ToTensor(), transforms.Normalize(augment.MEAN, augment.STD)])
+        transform = transforms.Compose([transforms.Resize(trained.image_size), transforms.ToTensor(), transforms.Normalize(trained.mean, trained.std)])
     images = torch.cat((torch.stack([transform(picture) for picture in pictures]), make_noise(trained, num_random)))
     if is_pixels:
         images = from_pixels(to_pixels(images, trained).round().clamp(0, 255), trained)
@@ -237,7 +236,7 @@ def sidecar(trained: Trained, path: Path, figures: dict) -> dict:
         "source_sha256": digest(source) if source and source.is_file() else None,
         "compared_with": "the network as trained, eager" if not trained.is_fused else "the fused network, eager: its file holds no other",
         "verified": figures,
-        "input": {key: known[key] for key in ("input_size", "mean", "std", "crop_pct")},
+        "input": {key: known[key] for key in ("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation")},
         "class_names": labels(trained),
         "epoch": trained.epoch,
         "versions": versions(),

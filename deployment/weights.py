@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import utils
 from loading import augment
 from run import checkpoint, integrity, network
-from run.config import Config
+from run.config import FAST_INTERPOLATIONS, Config
 from run.errors import InputError
 
 FACTS_NAME = "facts.json"  # of the entry in a TorchScript file, and in safetensors' metadata, that holds `Trained.facts()`
@@ -46,6 +46,13 @@ class Trained:
     args: dict = dataclasses.field(default_factory=dict)
     is_fused: bool = False
     model_kwargs: dict = dataclasses.field(default_factory=dict)
+    crop_mode: str = "center"
+    interpolation: str = "bicubic"
+
+    @property
+    def loader(self) -> str:
+        """The loader that has the resampling: the fast one, where it can."""
+        return "fast" if self.interpolation in FAST_INTERPOLATIONS else "reference"
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -166,7 +173,16 @@ def load_trained(name: str | None, source: str | None, *, use_ema: bool = False,
         args=args,
         is_fused=is_fused,
         model_kwargs=options,
+        crop_mode=saved.get("crop_mode", "center"),
+        interpolation=saved.get("interpolation", "bicubic"),
     )
+
+
+def eval_transform(trained: Trained) -> augment.Transform:
+    """The checkpoint's evaluation: PIL image -> (3, input_size, input_size) float32, normalised with its own mean and deviation."""
+    values = augment.Statistics(tuple(trained.mean), tuple(trained.std))
+    crop = {"mode": trained.crop_mode, "interpolation": trained.interpolation}
+    return augment.eval_transform(trained.input_size, trained.crop_pct, trained.loader, **crop, values=values)
 
 
 def distillation(trained: Trained) -> str | None:
@@ -191,7 +207,8 @@ def facts(trained: Trained) -> dict:
     """What the checkpoint says of its classes, images and training; goes into every file that can hold it."""
     args = {key: trained.args[key] for key in ("model", "model_kwargs", "epochs", "distillation_type", "finetune", "data_set") if key in trained.args}
     known = {"class_names": trained.class_names, "epoch": trained.epoch, "metrics": trained.metrics, "args": args}
-    fixed = {"input_size": trained.input_size, "mean": list(trained.mean), "std": list(trained.std), "crop_pct": trained.crop_pct, "which": trained.which}
+    fixed = {"input_size": trained.input_size, "mean": list(trained.mean), "std": list(trained.std), "crop_pct": trained.crop_pct}
+    fixed |= {"crop_mode": trained.crop_mode, "interpolation": trained.interpolation, "which": trained.which}
     return {**{key: value for key, value in known.items() if value}, **fixed, **({"epoch": 0} if trained.epoch == 0 else {})}
 
 

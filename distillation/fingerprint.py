@@ -1,5 +1,6 @@
 """What labels are made for: data, order, augmentation, mixing and teacher, as a dictionary that differs by field."""
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -25,8 +26,19 @@ COMPARED = (
     "input_size", "loader", "three_augment", "color_jitter", "aa", "hflip", "train_interpolation", "reprob", "remode", "recount",
     "mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode",
 )  # fmt: skip
+# Others that do, with what they are where a store does not tell, as those do not that are from before there was the setting.
+COMPARED_SINCE = {"vflip": 0.0, "mixup_off_epoch": 0}
 # Settings of augmentation and mixup that are not compared as they are given, and why.
 NOT_COMPARED = {
+    "train_crop_mode": "what came of it for each size",
+    "scale": "what came of it, which --train-crop-mode decides where it is not given",
+    "ratio": "what came of it, which --train-crop-mode decides where it is not given",
+    "image_size_schedule": "augmentation.size_starts is what came of it, which depends on the number of epochs",
+    "mean": "augmentation.mean is what came of it",
+    "std": "augmentation.std is what came of it",
+    "aug_splits": "several views of an image are for runs without a teacher",
+    "resplit": "belongs to --aug-splits",
+    "jsd_loss": "belongs to --aug-splits",
     "repeated_aug": "plan.repeats is what came of it",
     "mix_group_size": "plan.group_size is what came of it, which a small data set may shrink",
     "mix_lanes": "plan.lanes is what came of it",
@@ -36,7 +48,7 @@ NOT_COMPARED = {
 
 def fingerprint(cfg: Config, dataset: TrainingSet, *, num_classes: int, device: torch.device) -> dict:
     """All that labels depend on but the teacher's weights, by field; plain JSON."""
-    plan = dataset.plan
+    plan, (mean, std) = dataset.plan, augment.statistics(cfg)
     found = {
         "labels.kind": cfg.distillation,
         "labels.topk": cfg.teacher_topk,
@@ -50,8 +62,9 @@ def fingerprint(cfg: Config, dataset: TrainingSet, *, num_classes: int, device: 
         "plan.permutations": "-".join(order_hash(plan, epoch) for epoch in range(2)),
         "plan.pixel_hash": pixels.pixel_hash(np.arange(3 * 16 * 16).astype(np.uint8).reshape(16, 16, 3)),
         **{f"augmentation.{name}": getattr(cfg, name) for name in COMPARED},
-        "augmentation.mean": augment.MEAN,
-        "augmentation.std": augment.STD,
+        "augmentation.mean": mean,
+        "augmentation.std": std,
+        **_since(cfg),
         "teacher.model": cfg.teacher_model,
         "teacher.num_classes": num_classes,
         "teacher.input_size": cfg.input_size,
@@ -59,6 +72,20 @@ def fingerprint(cfg: Config, dataset: TrainingSet, *, num_classes: int, device: 
         "teacher.folding": FOLDING_VERSION,
     }
     return json.loads(json.dumps(found))
+
+
+def _crops(cfg: Config) -> dict:
+    """How images are cropped, by setting: what came of it."""
+    scale, ratio = augment.crop_ranges(cfg)
+    return {"train_crop_mode": [augment.crop_kind(cfg, size) for size in cfg.train_sizes], "scale": scale, "ratio": ratio}
+
+
+def _since(cfg: Config) -> dict:
+    """Fields of settings that earlier stores know nothing of, where they are not as those runs had them."""
+    found = {f"augmentation.{name}": getattr(cfg, name) for name, usual in COMPARED_SINCE.items() if getattr(cfg, name) != usual}
+    crops, usual = (_crops(one) for one in (cfg, dataclasses.replace(cfg, train_crop_mode=None, scale=None, ratio=None)))
+    found |= {f"augmentation.{name}": values for name, values in crops.items() if values != usual[name]}
+    return found | ({"augmentation.size_starts": sorted(cfg.size_starts.items())} if cfg.train_sizes != [cfg.input_size] else {})
 
 
 def order_hash(plan: Plan, epoch: int) -> str:

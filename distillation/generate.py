@@ -111,7 +111,9 @@ def make(cfg: config.Config, epochs: range, rank: utils.Rank) -> int:
         return 0
     if cfg.teacher_min_acc1 != 0:
         labelling.check_teacher(cfg, labels.net, val_images, rank)
-    labels.prepare(compiling.build_compiler(cfg, rank), loader.shape(cfg.input_size))
+    compiler = compiling.build_compiler(cfg, rank)
+    for size in cfg.train_sizes:
+        labels.prepare(compiler, loader.shape(size))
     mix = augment.build_mixing(cfg, loader.plan, num_classes)
     progress = Progress(labelling.from_main(lambda: count_missing(labels.store, epochs), rank))
     for epoch in epochs:

@@ -235,12 +235,13 @@ def load_teacher(cfg: Config, num_classes: int, rank: Rank, *, plan: Plan) -> Te
 
 def _warn_of_statistics(cfg: Config) -> None:
     known = get_pretrained_cfg(cfg.teacher_model)
-    if known is not None and cfg.teacher_path is None and (tuple(known.mean), tuple(known.std)) != (augment.MEAN, augment.STD):
+    if known is not None and cfg.teacher_path is None and (tuple(known.mean), tuple(known.std)) != augment.statistics(cfg):
         log.warning(
-            "the teacher %s was trained with mean %s and std %s, students here see images with ImageNet's: expect a weaker teacher",
+            "the teacher %s was trained with mean %s and std %s, students here see images with %s and %s: expect a weaker teacher",
             cfg.teacher_model,
             known.mean,
             known.std,
+            *augment.statistics(cfg),
         )
 
 
@@ -291,13 +292,14 @@ def folded(cfg: Config, net: nn.Module) -> nn.Module:
     """`net` with each BatchNorm that follows a convolution folded into it, where that leaves the logits as they are.
 
     InputError where the teacher does not take images of the recipe's size."""
-    images = torch.randn(1, 3, cfg.input_size, cfg.input_size, generator=torch.Generator().manual_seed(0))
-    try:
-        pairs, logits = _trace(net, images)
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"the teacher {cfg.teacher_model} does not take images of --input-size {cfg.input_size} ({first_line(error)}): choose a size or a teacher that fits"
-        ) from error
+    for flag, size in reversed(cfg.sized_flags):  # --input-size is what its BatchNorms are looked at with
+        images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+        try:
+            pairs, logits = _trace(net, images)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"the teacher {cfg.teacher_model} does not take images of {flag} ({first_line(error)}): choose a size or a teacher that fits"
+            ) from error
     if not pairs:
         return net
     candidate = _fold(net, pairs)

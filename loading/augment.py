@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
-from timm.data.auto_augment import AugmentOp, AutoAugment, RandAugment
+from timm.data.auto_augment import AugmentOp, AugMixAugment, AutoAugment, RandAugment
 from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import RandomResizedCropAndInterpolation
+from timm.data.transforms import CenterCropOrPad, RandomCropOrPad, RandomResizedCropAndInterpolation, ResizeKeepRatio, str_to_interp_mode
 from torch import Tensor
 from torchvision import transforms
 
@@ -34,6 +34,22 @@ def crop_pct(cfg: Config) -> float:
     return 0.875 if cfg.input_size > SMALL_INPUT else 1.0
 
 
+class Statistics(NamedTuple):
+    """Mean and standard deviation per channel of pixels from 0 to 1, by which images are normalised; ImageNet's."""
+
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+
+
+IMAGENET = Statistics()
+
+
+def statistics(cfg: Config) -> Statistics:
+    """By which the recipe's images are normalised."""
+    given = (values * (3 // len(values)) if values is not None else None for values in (cfg.mean, cfg.std))
+    return Statistics(*(tuple(values or usual) for values, usual in zip(given, IMAGENET, strict=True)))
+
+
 class Erased(NamedTuple):
     """Boxes of a batch that random erasing fills, and with what.
 
@@ -52,13 +68,14 @@ def gather_erased(per_image: list[list[tuple[tuple[int, int, int, int], Tensor]]
 
 
 @functools.cache
-def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.tensor(MEAN, device=device).view(3, 1, 1), torch.tensor(STD, device=device).view(3, 1, 1)
+def tensors_of(values: Statistics, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation on `device`, each (3, 1, 1)."""
+    return torch.tensor(values.mean, device=device).view(3, 1, 1), torch.tensor(values.std, device=device).view(3, 1, 1)
 
 
-def finish(images: Tensor, erased: Erased) -> Tensor:
+def finish(images: Tensor, erased: Erased, values: Statistics = IMAGENET) -> Tensor:
     """Normalised float32 images (B, 3, H, W), with boxes erased, of uint8 ones; on their device, where `erased.fill` must be too."""
-    mean, std = _statistics(images.device)
+    mean, std = tensors_of(values, images.device)
     finished = images.to(torch.float32).div_(255).sub_(mean).div_(std)
     start = 0
     for i, top, left, height, width in erased.boxes.tolist():
@@ -68,20 +85,25 @@ def finish(images: Tensor, erased: Erased) -> Tensor:
     return finished
 
 
-def finish_one(view: np.ndarray, erased: list[tuple[tuple[int, int, int, int], Tensor]]) -> Tensor:
+def finish_one(view: np.ndarray, erased: list[tuple[tuple[int, int, int, int], Tensor]], values: Statistics = IMAGENET) -> Tensor:
     """What `Transform.draw` gave, finished: normalised float32 (3, H, W)."""
-    return finish(pixels.to_tensor(view).unsqueeze(0), gather_erased([erased]))[0]
+    return finish(pixels.to_tensor(view).unsqueeze(0), gather_erased([erased]), values)[0]
 
 
 @dataclass(frozen=True)
 class Transform:
     """From a decoded image to a network's input: `parts` on the image, then random erasing and normalisation.
 
-    `is_fast`: the parts take images as `pixels` has them, in place of PIL's."""
+    `is_fast`: the parts take images as `pixels` has them, in place of PIL's. Where `num_splits` views of an image are made, the first is what the
+    `parts` give, which is erased if `erases_first`, and each other one that after the parts of `further`."""
 
     parts: transforms.Compose
     erasing: RandomErasing | None
     is_fast: bool
+    statistics: Statistics = IMAGENET
+    further: transforms.Compose | None = None
+    num_splits: int = 1
+    erases_first: bool = True
 
     def open(self, image: AnyImage) -> AnyImage:
         """The image as the parts take it."""
@@ -89,29 +111,61 @@ class Transform:
 
     def draw(self, image: AnyImage) -> tuple[np.ndarray, list[tuple[tuple[int, int, int, int], Tensor]]]:
         """uint8 pixels (H, W, 3), and what is to be erased: boxes (top, left, height, width) with their fill (3, height, width)."""
+        return next(self.draw_splits(image))
+
+    def draw_splits(self, image: AnyImage) -> Iterator[tuple[np.ndarray, list[tuple[tuple[int, int, int, int], Tensor]]]]:
+        """What `draw` gives, of each of the image's views."""
         image = self.parts(self.open(image))
+        yield self._with_erased(image, erases=self.erases_first)
+        for _ in range(self.num_splits - 1):
+            yield self._with_erased(self.further(image), erases=True)
+
+    def _with_erased(self, image: AnyImage, *, erases: bool) -> tuple[np.ndarray, list]:
         view = image if self.is_fast else np.array(image)
-        return view, _draw_erased(self.erasing, view) if self.erasing is not None else []
+        return view, _draw_erased(self.erasing, view) if self.erasing is not None and erases else []
 
     def __call__(self, image: AnyImage) -> Tensor:
         """Normalised float32 (3, H, W)."""
-        return finish_one(*self.draw(image))
+        return finish_one(*self.draw(image), self.statistics)
 
 
-def eval_transform(input_size: int, crop: float, loader: str = "fast") -> Transform:
-    """Short side to input_size / crop, bicubic, centre crop: image -> (3, input_size, input_size) normalised float32."""
-    short_side = int(input_size / crop)
-    if loader == "fast":
-        return Transform(transforms.Compose([pixels.ResizedCenterCrop(short_side, input_size)]), None, is_fast=True)
-    to_size = transforms.Resize(short_side, interpolation=transforms.InterpolationMode.BICUBIC)
-    return Transform(transforms.Compose([to_size, transforms.CenterCrop(input_size)]), None, is_fast=False)
+def eval_transform(
+    input_size: int, crop: float, loader: str = "fast", *, mode: str = "center", interpolation: str = "bicubic", values: Statistics = IMAGENET
+) -> Transform:
+    """Evaluation's: image -> (3, input_size, input_size) normalised float32. timm's crop modes: the short side (`center`), both (`squash`) or the
+    long one (`border`, the rest is filled with the mean) to input_size / crop, then the centre."""
+    side, resampling, is_fast = int(input_size / crop), str_to_interp_mode(interpolation), loader == "fast"
+    if mode == "center" and is_fast:
+        parts = [pixels.ResizedCenterCrop(side, input_size, resampling)]
+    elif mode == "border":
+        fill = tuple(round(255 * value) for value in values.mean)
+        parts = [_KeepRatio((side, side), longest=1.0, interpolation=interpolation), CenterCropOrPad(input_size, fill=fill)]
+        parts = [_fast(part) for part in parts] if is_fast else parts
+    elif is_fast:
+        parts = [pixels.SquashedCenterCrop(side, input_size, resampling)]
+    else:
+        parts = [transforms.Resize(side if mode == "center" else (side, side), interpolation=resampling), transforms.CenterCrop(input_size)]
+    return Transform(transforms.Compose(parts), None, is_fast, values)
 
 
-def crop_transform(input_size: int, loader: str = "fast") -> Transform:
+def recipe_eval_transform(cfg: Config) -> Transform:
+    """`eval_transform` as the recipe sets it."""
+    return eval_transform(cfg.input_size, crop_pct(cfg), cfg.loader, mode=cfg.crop_mode, interpolation=cfg.interpolation, values=statistics(cfg))
+
+
+class _KeepRatio(ResizeKeepRatio):
+    """timm's, where an image's short side may come out as less than a pixel too."""
+
+    @staticmethod
+    def get_params(*args) -> list[int]:
+        return [max(1, side) for side in ResizeKeepRatio.get_params(*args)]
+
+
+def crop_transform(input_size: int, loader: str = "fast", values: Statistics = IMAGENET) -> Transform:
     """Centre crop alone, for images made at their final size; smaller ones are enlarged first: image -> as `eval_transform`."""
     if loader == "fast":
-        return Transform(transforms.Compose([pixels.CenterCrop(input_size)]), None, is_fast=True)
-    return Transform(transforms.Compose([_AtLeast(input_size), transforms.CenterCrop(input_size)]), None, is_fast=False)
+        return Transform(transforms.Compose([pixels.CenterCrop(input_size)]), None, is_fast=True, statistics=values)
+    return Transform(transforms.Compose([_AtLeast(input_size), transforms.CenterCrop(input_size)]), None, is_fast=False, statistics=values)
 
 
 @dataclass(frozen=True)
@@ -125,18 +179,36 @@ class _AtLeast:
         return transforms.functional.resize(image, self.size, transforms.InterpolationMode.BICUBIC) if is_small else image
 
 
-def train_transform(cfg: Config) -> Transform:
-    """The recipe's augmentation: image -> (3, input_size, input_size) normalised float32. InputError where --aa is no policy."""
+def crop_ranges(cfg: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """--scale and --ratio, or what timm has in their place."""
+    scale, ratio = ((0.08, 1.0), (3 / 4, 4 / 3)) if cfg.train_crop_mode in (None, "rrc") else ((0.8, 1.0), (0.9, 1 / 0.9))
+    return cfg.scale or scale, cfg.ratio or ratio
+
+
+def crop_kind(cfg: Config, input_size: int) -> str:
+    """How training crops images to that size: one of timm's modes, or `padded`: small ones at their own scale, where nothing else is asked for."""
+    is_usual = cfg.train_crop_mode is None and cfg.scale is None and cfg.ratio is None
+    return "padded" if is_usual and input_size <= SMALL_INPUT else cfg.train_crop_mode or "rrc"
+
+
+def train_transform(cfg: Config, input_size: int | None = None) -> Transform:
+    """The recipe's augmentation: image -> (3, input_size, input_size) normalised float32, at --input-size or another. InputError where --aa is no policy."""
+    input_size, values = input_size or cfg.input_size, statistics(cfg)
+    scale, ratio = crop_ranges(cfg)
     try:
         spatial, color, final = create_transform(
-            cfg.input_size,
+            input_size,
             is_training=True,
+            train_crop_mode=cfg.train_crop_mode,
+            scale=scale,
+            ratio=ratio,
             hflip=cfg.hflip,
+            vflip=cfg.vflip,
             color_jitter=cfg.color_jitter,
             auto_augment="3a" if cfg.three_augment else cfg.aa,
             interpolation=cfg.train_interpolation,
-            mean=MEAN,
-            std=STD,
+            mean=values.mean,
+            std=values.std,
             re_prob=0.0 if cfg.three_augment else cfg.reprob,
             re_mode=cfg.remode,
             re_count=cfg.recount,
@@ -144,25 +216,37 @@ def train_transform(cfg: Config) -> Transform:
         )
     except (AssertionError, KeyError, ValueError) as error:
         raise InputError(f"--aa {cfg.aa} is no policy timm knows ({error}); write for example rand-m9-mstd0.5-inc1, or none") from error
-    parts = transforms.Compose([*spatial.transforms, *color.transforms])
-    if cfg.input_size <= SMALL_INPUT:
-        to_size = transforms.Resize(cfg.input_size, interpolation=transforms.InterpolationMode.BICUBIC)
-        parts.transforms[:1] = [to_size, transforms.RandomCrop(cfg.input_size, padding=4)]
-    _guard_posterize(parts)
+    if crop_kind(cfg, input_size) == "padded":
+        to_size = transforms.Resize(input_size, interpolation=transforms.InterpolationMode.BICUBIC)
+        spatial.transforms[:1] = [to_size, transforms.RandomCrop(input_size, padding=4)]
+    _guard_posterize(color)
     if cfg.loader == "fast":
-        parts.transforms = [_fast(part) for part in parts.transforms]
+        spatial.transforms, color.transforms = ([_fast(part) for part in some.transforms] for some in (spatial, color))
     erasing = next((part for part in final.transforms if isinstance(part, RandomErasing)), None)
-    return Transform(parts, erasing, is_fast=cfg.loader == "fast")
+    if cfg.aug_splits > 1:
+        return Transform(spatial, erasing, cfg.loader == "fast", values, color, cfg.aug_splits, erases_first=not cfg.resplit)
+    return Transform(transforms.Compose([*spatial.transforms, *color.transforms]), erasing, cfg.loader == "fast", values)
+
+
+def train_transforms(cfg: Config) -> dict[int, Transform]:
+    """The recipe's augmentation by the epoch from which on it is that, at the sizes of --image-size-schedule."""
+    return {epoch: train_transform(cfg, size) for epoch, size in cfg.size_starts.items()}
 
 
 FAST_KINDS = {
     RandomResizedCropAndInterpolation: pixels.RandomResizedCrop,
+    ResizeKeepRatio: pixels.ResizeKeepRatio,
+    _KeepRatio: pixels.ResizeKeepRatio,
+    CenterCropOrPad: pixels.CenterCropOrPad,
+    RandomCropOrPad: pixels.RandomCropOrPad,
     transforms.Resize: pixels.Resize,
     transforms.RandomHorizontalFlip: pixels.RandomHorizontalFlip,
+    transforms.RandomVerticalFlip: pixels.RandomVerticalFlip,
     transforms.ColorJitter: pixels.ColorJitter,
     transforms.RandomCrop: pixels.RandomCrop,
     RandAugment: RandAugment,
     AutoAugment: AutoAugment,
+    AugMixAugment: pixels.AugMix,
 }
 
 
@@ -171,10 +255,10 @@ def _fast(part):
     if type(part) not in FAST_KINDS:
         return kernels.ThroughPil(part)
     part.__class__ = FAST_KINDS[type(part)]
-    if isinstance(part, RandAugment | AutoAugment):
+    if isinstance(part, RandAugment | AutoAugment | AugMixAugment):
         for op in _augment_ops([part]):
             op.aug_fn = kernels.kernel_for(op.name, op.aug_fn)
-    if isinstance(part, RandAugment):
+    if isinstance(part, RandAugment | AugMixAugment):
         part.ops = np.array(part.ops, dtype=object)  # numpy would convert the list anew at each draw
     return part
 
@@ -210,33 +294,56 @@ class _Posterize:
 def describe(key: Key, *, plan: Plan, transform: Transform, image: AnyImage) -> dict:
     """What the training transform draws for `key`, without changing what it draws; the same with either loader.
 
-    box: (top, left, height, width) of the crop, in pixels of `image` (of its padded form for inputs up to 32 pixels);
-    flip: whether mirrored; ops: (name, arguments) of each RandAugment op in order; erased: (top, left, height, width) of each
-    erased box, in pixels of the input."""
-    drawn = {"box": None, "flip": False, "ops": [], "erased": []}
-    parts = copy.deepcopy(transform.parts.transforms)
-    for op in _augment_ops(parts):
-        op.aug_fn = _Recorder(op.name, op.aug_fn, drawn["ops"])
-    image = transform.open(image)
+    resized: (height, width) to which the whole image is resized before it is cropped, where it is (rkrc, rkrr); box: (top, left, height, width) of
+    the crop, in pixels of `image` (of its padded form for inputs up to 32 pixels, else of its resized one; negative where it reaches beyond);
+    flip, vflip: whether mirrored; ops: (name, arguments) of each op of RandAugment, AutoAugment or AugMix in order; erased: (top, left, height, width)
+    of each erased box, in pixels of the input; splits: ops and erased of each further view of --aug-splits."""
+    drawn = {"resized": None, "box": None, "flip": False, "vflip": False, "ops": [], "erased": [], "splits": []}
+    recorded = copy.deepcopy(transform)
+    ops = []
+    for op in _augment_ops([*recorded.parts.transforms, *(recorded.further.transforms if recorded.further is not None else [])]):
+        op.aug_fn = _Recorder(op.name, op.aug_fn, ops)
+    recorded.parts.transforms = [_Peeking(part, drawn) for part in recorded.parts.transforms]
     with seeded(plan.sample_words(key.epoch, key.sample, key.repeat)):
-        for part in parts:
-            with restored_generators():
-                drawn |= _peek(part, image)
-            image = part(image)
-        if transform.erasing is not None:
-            drawn["erased"] = [box for box, _ in _draw_erased(transform.erasing, np.asarray(image))]
+        for i, (_, erased) in enumerate(recorded.draw_splits(image)):
+            split = {"ops": ops.copy(), "erased": [box for box, _ in erased]}
+            ops.clear()
+            drawn |= {"splits": [*drawn["splits"], split]} if i else split
     return drawn
+
+
+@dataclass(frozen=True)
+class _Peeking:
+    """A part of a transform that notes in `drawn` what it is about to draw."""
+
+    part: Callable
+    drawn: dict
+
+    def __call__(self, image: AnyImage) -> AnyImage:
+        with restored_generators():
+            self.drawn.update(_peek(self.part, image))
+        return self.part(image)
 
 
 def _peek(part, image) -> dict:
     """What one part of a transform is about to draw; the ops record themselves."""
     if isinstance(part, RandomResizedCropAndInterpolation):
         return {"box": tuple(part.get_params(image, part.scale, part.ratio))}
+    if isinstance(part, ResizeKeepRatio):
+        settings = (part.random_scale_prob, part.random_scale_range, part.random_scale_area, part.random_aspect_prob, part.random_aspect_range)
+        return {"resized": tuple(part.get_params(pixels.stand_in(image), part.size, part.longest, *settings))}
+    if isinstance(part, CenterCropOrPad):
+        sides = image.size[::-1] if isinstance(image, Image.Image) else image.shape[:2]
+        return {"box": (*pixels.centred(sides, part.size), *part.size)}
+    if isinstance(part, RandomCropOrPad):
+        return {"box": (*part.get_params(pixels.stand_in(image), part.size), *part.size)}
     if isinstance(part, transforms.RandomCrop):
         image = pixels.to_tensor(image) if isinstance(image, np.ndarray) else image
         return {"box": tuple(part.get_params(transforms.functional.pad(image, part.padding), part.size))}
     if isinstance(part, transforms.RandomHorizontalFlip):
         return {"flip": bool(torch.rand(1) < part.p)}
+    if isinstance(part, transforms.RandomVerticalFlip):
+        return {"vflip": bool(torch.rand(1) < part.p)}
     return {}
 
 
@@ -363,11 +470,15 @@ class Mixer:
         per_image = zip(images, partners, draw.lam.tolist(), draw.is_cutmix, draw.boxes, strict=True)
         return torch.stack([_mix(*one) for one in per_image])
 
-    def mix_targets(self, targets: Tensor, draw: MixDraw) -> Tensor:
-        """Class indices (n,) as smoothed distributions (n, num_classes), mixed like the images; float32."""
+    def smoothed(self, targets: Tensor) -> Tensor:
+        """Class indices (n,) as smoothed distributions (n, num_classes); float32."""
         off = self.smoothing / self.num_classes
         own = torch.full((len(targets), self.num_classes), off, device=targets.device)
-        own.scatter_(1, targets.view(-1, 1), 1.0 - self.smoothing + off)
+        return own.scatter_(1, targets.view(-1, 1), 1.0 - self.smoothing + off)
+
+    def mix_targets(self, targets: Tensor, draw: MixDraw) -> Tensor:
+        """Class indices (n,) as smoothed distributions (n, num_classes), mixed like the images; float32."""
+        own = self.smoothed(targets)
         lam = sent(torch.as_tensor(draw.lam, dtype=torch.float32), targets.device).view(-1, 1)
         return own * lam + own.flip(0) * (1.0 - lam)
 
@@ -388,13 +499,16 @@ def _mix(own: Tensor, partner: Tensor, lam: float, is_cutmix: bool, box: np.ndar
 
 @dataclass(frozen=True)
 class KeyedMixing:
-    """Mixes micro-batches of a keyed run: every group, or part of one, by its group's own draw."""
+    """Mixes micro-batches of a keyed run: every group, or part of one, by its group's own draw. From `off_epoch` on, but for 0, none."""
 
     mixer: Mixer
     plan: Plan
+    off_epoch: int = 0
 
     def __call__(self, images: Tensor, targets: Tensor, epoch: int, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) and class indices (B,) at `positions` (B,) -> mixed images, distributions (B, num_classes)."""
+        if 0 < self.off_epoch <= epoch:
+            return images, self.mixer.smoothed(targets)
         _, members = self.plan.groups_and_members(positions.numpy())
         mixed_images, mixed_targets = [], []
         for group, start, stop in self.plan.group_parts(positions.numpy()):
@@ -416,7 +530,7 @@ def build_mixing(cfg: Config, plan: Plan, num_classes: int):
     """The function that mixes a micro-batch: `(images, targets, epoch, positions) -> (images, targets)`."""
     if not cfg.is_mixing:
         return no_mixing
-    return KeyedMixing(build_mixer(cfg, num_classes), plan)
+    return KeyedMixing(build_mixer(cfg, num_classes), plan, cfg.mixup_off_epoch)
 
 
 def build_mixer(cfg: Config, num_classes: int) -> Mixer:

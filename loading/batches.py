@@ -1,6 +1,7 @@
 """From keys to batches: images opened, transformed and written side by side, in memory that a loader's processes share."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,11 +19,12 @@ from utils import Rank
 class Batch(NamedTuple):
     """A micro-batch of training images.
 
-    images (B, 3, H, W): normalised float32, or uint8 on its way to a device that will finish them; targets (B,) class indices;
-    positions (B,) in the epoch; pixel_hashes (B,) int64, of the uint8 images before erasing, where stored labels need them; erased:
-    what is still to be erased; num_fallbacks: images that the fast decoder could not decode; replaced: places in the batch where another
-    image of the class stands in for a damaged one; damaged: (name, reason) of each damaged file that was met; mixed: the images and targets
-    that the network is to learn, where they were made on the batch's way to the device; `images` is then empty."""
+    images (B, 3, H, W): normalised float32, or uint8 on its way to a device that will finish them; targets (B,) class indices; with S views of
+    each image both are (S * B), the first view of each, then the second of each, and so on; positions (B,) in the epoch; pixel_hashes (B,)
+    int64, of the uint8 images before erasing, where stored labels need them; erased: what is still to be erased; num_fallbacks: images that the
+    fast decoder could not decode; replaced: places in the batch where another image of the class stands in for a damaged one; damaged: (name,
+    reason) of each damaged file that was met; mixed: the images and targets that the network is to learn, where they were made on the batch's
+    way to the device; `images` is then empty."""
 
     images: Tensor
     targets: Tensor
@@ -36,13 +38,14 @@ class Batch(NamedTuple):
 
 
 class View(NamedTuple):
-    """A view of an image: uint8 pixels (H, W, 3), what is to be erased of them, whether Pillow had to decode it, and (name, reason) of the
-    damaged files in whose place it is."""
+    """A view of an image: uint8 pixels (H, W, 3), what is to be erased of them, whether Pillow had to decode it, (name, reason) of the damaged
+    files in whose place it is, and pixels and what is to be erased of further views of it."""
 
     pixels: np.ndarray
     erased: list
     is_fallback: bool = False
     damaged: Sequence[tuple[str, str]] = ()
+    further: Sequence[tuple[np.ndarray, list]] = ()
 
 
 PREFETCH = 2  # batches that a DataLoader has each of its processes work ahead
@@ -89,26 +92,32 @@ class _LoadedSet(Dataset):
         return torch.empty(0, dtype=dtype).set_(storage, 0, shape)
 
     def _fill(self, batch: Tensor | None, i: int, num_images: int, view: View) -> Tensor:
-        """Write the `i`-th of `num_images` views into the batch (B, H, W, 3), which the first one makes."""
+        """Write the `i`-th of `num_images` views into the batch (B, H, W, 3), which the first one makes; further views of it `num_images` later each."""
         if batch is None:
-            batch = self._allocate(num_images, *view.pixels.shape[:2])
-        batch.numpy()[i] = augment.finish_one(view.pixels, view.erased).permute(1, 2, 0) if self.is_finished_here else view.pixels
+            batch = self._allocate(num_images * (1 + len(view.further)), *view.pixels.shape[:2])
+        for place, (one, erased) in enumerate([(view.pixels, view.erased), *view.further]):
+            finished = augment.finish_one(one, erased, self.transform.statistics).permute(1, 2, 0) if self.is_finished_here else one
+            batch.numpy()[place * num_images + i] = finished
         return batch
 
-    def _view(self, index: int, words: tuple[int, ...] | None = None) -> View:
-        """The image at `index`, transformed, with the generators seeded by `words`. DamagedImage where it cannot be read."""
+    def _view(self, index: int, words: tuple[int, ...] | None = None, epoch: int = 0) -> View:
+        """The image at `index`, transformed as in `epoch`, with the generators seeded by `words`. DamagedImage where it cannot be read."""
         image = self.images.open(index, is_fast=self.transform.is_fast)
         if words is not None:
             seed_generators(words)
-        pixels, erased = self.transform.draw(image)
-        return View(pixels, erased, getattr(image, "is_fallback", False))
+        (pixels, erased), *further = self.transform_at(epoch).draw_splits(image)
+        return View(pixels, erased, getattr(image, "is_fallback", False), (), further)
+
+    def transform_at(self, epoch: int) -> augment.Transform:
+        """What images of `epoch` go through."""
+        return self.transform
 
 
 class TrainingSet(_LoadedSet):
     """Augmented images by key: (normalised float32 (3, H, W), class index, position), and whole batches of them.
 
     `is_hashed`: batches come with hashes of their pixels. `replaces_damaged`: another image of its class, chosen by the key, stands in
-    for one that cannot be read; else that is an error."""
+    for one that cannot be read; else that is an error. `later`: transforms that take over, each from its epoch on."""
 
     def __init__(
         self,
@@ -120,11 +129,17 @@ class TrainingSet(_LoadedSet):
         reuses_memory: bool = False,
         is_hashed: bool = True,
         replaces_damaged: bool = False,
+        later: Mapping[int, augment.Transform] | None = None,
     ):
         super().__init__(images, transform, is_finished_here=is_finished_here, reuses_memory=reuses_memory)
         self.plan = plan
         self.is_hashed = is_hashed
         self.replaces_damaged = replaces_damaged
+        self.later = dict(later or {})
+
+    def transform_at(self, epoch: int) -> augment.Transform:
+        begun = [first for first in self.later if first <= epoch]
+        return self.later[max(begun)] if begun else self.transform
 
     def __len__(self) -> int:
         return len(self.images)
@@ -137,7 +152,7 @@ class TrainingSet(_LoadedSet):
     def _draw(self, key: Key) -> View:
         words = self.plan.sample_words(key.epoch, key.sample, key.repeat)
         try:
-            return self._view(key.sample, words)
+            return self._view(key.sample, words, key.epoch)
         except DamagedImage as error:
             if not self.replaces_damaged:
                 raise
@@ -150,7 +165,7 @@ class TrainingSet(_LoadedSet):
         damaged = [found]
         for sample in self.plan.replacements(key, members):
             try:
-                return self._view(sample, words)._replace(damaged=damaged)
+                return self._view(sample, words, key.epoch)._replace(damaged=damaged)
             except DamagedImage as error:
                 damaged.append((error.name, error.reason))
         raise InputError(
@@ -160,7 +175,7 @@ class TrainingSet(_LoadedSet):
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int, int]:
         view = self.draw(key)
-        return augment.finish_one(view.pixels, view.erased), int(self.images.targets[key.sample]), key.position
+        return augment.finish_one(view.pixels, view.erased, self.transform.statistics), int(self.images.targets[key.sample]), key.position
 
     def __getitems__(self, keys: list[Key]) -> Batch:
         batch, hashes, all_erased, num_fallbacks, replaced, damaged = None, [], [], 0, [], []
@@ -170,12 +185,13 @@ class TrainingSet(_LoadedSet):
                 batch = self._fill(batch, i, len(keys), view)
                 if self.is_hashed:
                     hashes.append(pixels.pixel_hash(view.pixels))
-                all_erased.append(view.erased)
+                all_erased.append([view.erased, *(erased for _, erased in view.further)])
                 num_fallbacks += view.is_fallback
                 if view.damaged:
                     replaced.append(i)
                     damaged += view.damaged
-        targets = torch.from_numpy(self.images.targets[[key.sample for key in keys]].astype(np.int64))
+        all_erased = list(itertools.chain.from_iterable(zip(*all_erased, strict=True)))  # in the order of the batch
+        targets = torch.from_numpy(self.images.targets[[key.sample for key in keys]].astype(np.int64)).repeat(self.transform.num_splits)
         positions, hashes = torch.tensor([key.position for key in keys]), torch.tensor(hashes) if self.is_hashed else None
         erased = None if self.is_finished_here else augment.gather_erased(all_erased)
         return Batch(batch.permute(0, 3, 1, 2), targets, positions, hashes, erased, num_fallbacks, replaced, damaged)
@@ -195,7 +211,7 @@ class ValidationSet(_LoadedSet):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         view = self._view(self.indices[index])
-        return augment.finish_one(view.pixels, view.erased), int(self.images.targets[self.indices[index]])
+        return augment.finish_one(view.pixels, view.erased, self.transform.statistics), int(self.images.targets[self.indices[index]])
 
     def __getitems__(self, indices: list[int]) -> Batch:
         batch, sound, num_fallbacks, damaged = None, [], 0, []

@@ -32,7 +32,7 @@ def _blended_levels(degenerate: int, factor: float) -> np.ndarray:
     return blend.clip(0, 255).astype(np.uint8)
 
 
-def _blend(degenerate: np.ndarray, array: np.ndarray, factor: float) -> np.ndarray:
+def blend(degenerate: np.ndarray, array: np.ndarray, factor: float) -> np.ndarray:
     """Pillow's blend of two arrays: clipped, then cut off towards zero (OpenCV rounds, hence the shift)."""
     return cv2.addWeighted(degenerate, 1 - factor, array, factor, -0.499)
 
@@ -84,7 +84,7 @@ def contrast(array: np.ndarray, factor: float) -> np.ndarray:
 
 def color(array: np.ndarray, factor: float) -> np.ndarray:
     gray = cv2.cvtColor(array, cv2.COLOR_RGB2GRAY)
-    return _blend(cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB), array, factor)
+    return blend(cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB), array, factor)
 
 
 def desaturate(array: np.ndarray, factor: float) -> np.ndarray:
@@ -98,7 +98,7 @@ def sharpness(array: np.ndarray, factor: float) -> np.ndarray:
     smooth = cv2.filter2D(array, -1, _SMOOTH)
     for edge in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):  # Pillow's filter leaves the outermost pixels
         smooth[edge] = array[edge]
-    return _blend(smooth, array, factor)
+    return blend(smooth, array, factor)
 
 
 def _warp(array: np.ndarray, matrix: tuple, *, resample, fillcolor: tuple[int, int, int]) -> np.ndarray:

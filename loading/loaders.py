@@ -27,12 +27,12 @@ def copied(images: Tensor) -> Tensor:
     return torch.from_numpy(images.permute(0, 2, 3, 1).numpy().copy()).permute(0, 3, 1, 2)
 
 
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its images on `device` and finished, in memory that no loader process overwrites."""
+def _to_device(batch: Batch, device: torch.device, values: augment.Statistics = augment.IMAGENET) -> Batch:
+    """The batch with its images on `device` and finished, in memory that no loader process overwrites; `values` are what they are normalised by."""
     images = copied(batch.images) if batch.images.is_shared() else batch.images
     images = images.to(device, non_blocking=True)
     if batch.erased is not None:
-        images = augment.finish(images, batch.erased._replace(fill=batch.erased.fill.to(device, non_blocking=True)))
+        images = augment.finish(images, batch.erased._replace(fill=batch.erased.fill.to(device, non_blocking=True)), values)
     return batch._replace(images=images, erased=None)
 
 
@@ -42,13 +42,19 @@ def _as_is(batch: Batch) -> Batch:
 
 
 def _ready(
-    batches: Iterator[Batch], device: torch.device, *, num_batches: int | None, purpose: str, prepare: Callable[[Batch], Batch] = _as_is
+    batches: Iterator[Batch],
+    device: torch.device,
+    values: augment.Statistics,
+    *,
+    num_batches: int | None,
+    purpose: str,
+    prepare: Callable[[Batch], Batch] = _as_is,
 ) -> Iterator[Batch]:
-    """The batches on `device`, finished and prepared, the next one while the last is in use; with the `num_batches`-th, which is the last, it says
-    how many images Pillow had to decode; nothing where that is None."""
+    """The batches on `device`, finished by the `values` and prepared, the next one while the last is in use; with the `num_batches`-th, which is
+    the last, it says how many images Pillow had to decode; nothing where that is None."""
     num_fallbacks = num_images = 0
-    for i, batch in enumerate(prefetched(batches, lambda batch: prepare(_to_device(batch, device)), device), 1):
-        num_fallbacks, num_images = num_fallbacks + batch.num_fallbacks, num_images + len(batch.targets)
+    for i, batch in enumerate(prefetched(batches, lambda batch: prepare(_to_device(batch, device, values)), device), 1):
+        num_fallbacks, num_images = num_fallbacks + batch.num_fallbacks, num_images + len(batch.positions)
         if i == num_batches and num_fallbacks:
             log.info("%s: %d of %d images were no JPEGs that the fast decoder takes and were decoded by Pillow", purpose, num_fallbacks, num_images)
         yield batch
@@ -89,7 +95,7 @@ class TrainLoader:
 
     def shape(self, input_size: int) -> tuple[int, int, int, int]:
         """Of a micro-batch's images."""
-        return self.sampler.batch_size, 3, input_size, input_size
+        return self.sampler.batch_size * self.loader.dataset.transform.num_splits, 3, input_size, input_size
 
     def batches(self, epoch: int, first_step: int = 0, *, prepare: Callable[[Batch], Batch] = _as_is) -> Iterator[Batch]:
         """The micro-batches of `epoch` from optimiser step `first_step` on. DamagedImages, in every process, where too many are.
@@ -100,7 +106,8 @@ class TrainLoader:
 
     def _watched(self, batches: Iterator[Batch], *, num_batches: int, prepare: Callable[[Batch], Batch]) -> Iterator[Batch]:
         is_alone = self.damage.rank.world_size == 1
-        ready = _ready(batches, self.damage.rank.device, num_batches=num_batches, purpose="training", prepare=prepare)
+        values = self.loader.dataset.transform.statistics
+        ready = _ready(batches, self.damage.rank.device, values, num_batches=num_batches, purpose="training", prepare=prepare)
         for i, batch in enumerate(ready, 1):
             self.damage.add(batch.damaged)
             if self.is_in_step and (is_alone or i % SHARE_EVERY == 0 or i == num_batches):
@@ -129,7 +136,8 @@ class ValLoader:
     def _watched(self, batches: Iterator[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         num_damaged = 0
         num_batches = len(self.loader) if self.says_fallbacks else None
-        for batch in _ready(batches, self.damage.rank.device, num_batches=num_batches, purpose="evaluation"):
+        values = self.loader.dataset.transform.statistics
+        for batch in _ready(batches, self.damage.rank.device, values, num_batches=num_batches, purpose="evaluation"):
             self.damage.add(batch.damaged)
             num_damaged += len(batch.damaged)
             if len(batch.targets):

@@ -9,10 +9,13 @@ import functools
 import math
 import random
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image
+from timm.data import transforms as timm_transforms
+from timm.data.auto_augment import AugMixAugment
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision import transforms
@@ -89,16 +92,26 @@ def _stand_in(height: int, width: int) -> Tensor:
     return torch.empty(height, width, device="meta")
 
 
+def stand_in(image: np.ndarray | Encoded | Image.Image) -> Tensor | Image.Image:
+    """What timm and torchvision take for the image where they only ask for its size."""
+    return image if isinstance(image, Image.Image) else _stand_in(*image.shape[:2])
+
+
+def _drawn(interpolation: InterpolationMode | Sequence[InterpolationMode]) -> InterpolationMode:
+    """The one of several that is drawn, where timm draws it."""
+    return random.choice(interpolation) if isinstance(interpolation, tuple | list) else interpolation
+
+
 class RandomResizedCrop(RandomResizedCropAndInterpolation):
     """timm's, of an image as this module has them."""
 
     @staticmethod
     def get_params(image: np.ndarray | Encoded, scale: tuple[float, float], ratio: tuple[float, float]) -> tuple[int, int, int, int]:
-        return RandomResizedCropAndInterpolation.get_params(_stand_in(*image.shape[:2]), scale, ratio)
+        return RandomResizedCropAndInterpolation.get_params(stand_in(image), scale, ratio)
 
     def __call__(self, image: np.ndarray | Encoded) -> np.ndarray:
         top_row, left, height, width = self.get_params(image, self.scale, self.ratio)
-        interpolation = random.choice(self.interpolation) if isinstance(self.interpolation, tuple | list) else self.interpolation
+        interpolation = _drawn(self.interpolation)
         if not (height and width):  # drawn for images of a pixel or two; Pillow makes them black
             return np.zeros((*self.size, 3), np.uint8)
         crop = top(image, top_row + height)[top_row:, left : left + width]
@@ -106,6 +119,52 @@ class RandomResizedCrop(RandomResizedCropAndInterpolation):
 
 
 _MODE_OF_PIL = {Image.Resampling.BICUBIC: InterpolationMode.BICUBIC, Image.Resampling.BILINEAR: InterpolationMode.BILINEAR}
+
+
+class ResizeKeepRatio(timm_transforms.ResizeKeepRatio):
+    """timm's, of an image as this module has them; a short side of less than a pixel becomes one."""
+
+    @staticmethod
+    def get_params(image: Tensor, *settings) -> list[int]:
+        return [max(1, side) for side in timm_transforms.ResizeKeepRatio.get_params(image, *settings)]
+
+    def __call__(self, image: np.ndarray | Encoded) -> np.ndarray:
+        settings = (self.random_scale_prob, self.random_scale_range, self.random_scale_area, self.random_aspect_prob, self.random_aspect_range)
+        size = tuple(self.get_params(stand_in(image), self.size, self.longest, *settings))
+        interpolation = _drawn(self.interpolation)
+        whole = top(image, image.shape[0])
+        return whole if size == whole.shape[:2] else resized(whole, size, interpolation)
+
+
+def _cut_or_padded(image: np.ndarray, start: tuple[int, int], size: tuple[int, int], *, fill, padding_mode: str) -> np.ndarray:
+    """The part of the image from `start` (top, left) on, of `size` (height, width); what lies beyond its edges is filled or reflected."""
+    before = [max(0, -first) for first in start]
+    after = [max(0, first + length - side) for first, length, side in zip(start, size, image.shape[:2], strict=True)]
+    if any(before) or any(after):
+        border = kernels.cv2.BORDER_REFLECT_101 if padding_mode == "reflect" else kernels.cv2.BORDER_CONSTANT
+        image = kernels.cv2.copyMakeBorder(image, before[0], after[0], before[1], after[1], border, value=fill)
+    first_row, first_column = (max(0, first) for first in start)
+    return np.ascontiguousarray(image[first_row : first_row + size[0], first_column : first_column + size[1]])
+
+
+def centred(sides: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Top and left of timm's central part of that `size` of an image with these `sides`; negative where it is larger."""
+    return tuple(round((side - length) / 2) if side >= length else -((length - side) // 2) for side, length in zip(sides, size, strict=True))
+
+
+class CenterCropOrPad(timm_transforms.CenterCropOrPad):
+    """timm's, of an image as this module has them."""
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        return _cut_or_padded(image, centred(image.shape[:2], self.size), self.size, fill=self.fill, padding_mode=self.padding_mode)
+
+
+class RandomCropOrPad(timm_transforms.RandomCropOrPad):
+    """timm's, of an image as this module has them."""
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        start = self.get_params(stand_in(image), self.size)
+        return _cut_or_padded(image, start, self.size, fill=self.fill, padding_mode=self.padding_mode)
 
 
 def _short_side_to(short: int, height: int, width: int) -> tuple[int, int]:
@@ -142,12 +201,12 @@ def _centre(height: int, width: int, short_side: int, crop_size: int) -> tuple[i
 
 
 class ResizedCenterCrop:
-    """torchvision's Resize to the short side `size`, bicubic, then CenterCrop to `crop_size`; skips what is neither needed nor costs
+    """torchvision's Resize to the short side `size`, then CenterCrop to `crop_size`; skips what is neither needed nor costs
     exactness to skip: what is below and right of the crop."""
 
-    def __init__(self, size: int, crop_size: int):
-        self.size, self.crop_size = size, crop_size
-        self._resize = Resize(size, interpolation=InterpolationMode.BICUBIC)
+    def __init__(self, size: int, crop_size: int, interpolation: InterpolationMode = InterpolationMode.BICUBIC):
+        self.size, self.crop_size, self.interpolation = size, crop_size, interpolation
+        self._resize = Resize(size, interpolation=interpolation)
         self._crop = ThroughTensor(transforms.CenterCrop(crop_size))
 
     def __call__(self, image: np.ndarray | Encoded) -> np.ndarray:
@@ -156,7 +215,19 @@ class ResizedCenterCrop:
             return self._crop(self._resize(image))
         num_rows, size, scales, square = centre
         part = _canonical(top(image, num_rows))  # columns that are not needed stay, for leaving them out would be a copy
-        return _first(_RESIZE[InterpolationMode.BICUBIC](part, size, False, *scales))[square]
+        return _first(_RESIZE[self.interpolation](part, size, False, *scales))[square]
+
+
+class SquashedCenterCrop:
+    """torchvision's Resize of both sides to `size`, then CenterCrop to `crop_size`, which is no larger."""
+
+    def __init__(self, size: int, crop_size: int, interpolation: InterpolationMode):
+        self.size, self.crop_size, self.interpolation = (size, size), crop_size, interpolation
+
+    def __call__(self, image: np.ndarray | Encoded) -> np.ndarray:
+        whole = top(image, image.shape[0])
+        squashed = whole if whole.shape[:2] == self.size else resized(whole, self.size, self.interpolation)
+        return _cut_or_padded(squashed, centred(self.size, (self.crop_size,) * 2), (self.crop_size,) * 2, fill=0, padding_mode="constant")
 
 
 class CenterCrop:
@@ -180,6 +251,36 @@ class RandomHorizontalFlip(transforms.RandomHorizontalFlip):
     def __call__(self, image: np.ndarray) -> np.ndarray:
         # in single precision, as torch compares a tensor with a number
         return kernels.cv2.flip(image, 1) if torch.rand(1).item() < np.float32(self.p).item() else image
+
+
+class RandomVerticalFlip(transforms.RandomVerticalFlip):
+    """torchvision's, with OpenCV's kernel."""
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        return kernels.cv2.flip(image, 0) if torch.rand(1).item() < np.float32(self.p).item() else image
+
+
+class AugMix(AugMixAugment):
+    """timm's, of an image as this module has them."""
+
+    def _apply_basic(self, image: np.ndarray, mixing_weights: np.ndarray, m: np.float32) -> np.ndarray:
+        mixed = np.zeros(image.shape, np.float32)
+        for weight in mixing_weights:
+            mixed += weight * self._chain(image).astype(np.float32)
+        return kernels.blend(image, mixed.clip(0, 255).astype(np.uint8), float(m))
+
+    def _apply_blended(self, image: np.ndarray, mixing_weights: np.ndarray, m: np.float32) -> np.ndarray:
+        blended = image
+        for weight in self._calc_blended_weights(mixing_weights, m):
+            blended = kernels.blend(blended, self._chain(image), float(weight))
+        return blended
+
+    def _chain(self, image: np.ndarray) -> np.ndarray:
+        """The image after the ops of one drawn chain."""
+        depth = self.depth if self.depth > 0 else np.random.randint(1, 4)
+        for op in np.random.choice(self.ops, depth, replace=True):
+            image = op(image)
+        return image
 
 
 class ColorJitter(transforms.ColorJitter):

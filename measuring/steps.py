@@ -30,13 +30,13 @@ class Side:
     rounds_s: list[float] = dataclasses.field(default_factory=list)
 
 
-def build_batch(plan: Plan, input_size: int, num_classes: int = NUM_CLASSES) -> Batch:
-    """Random images at the plan's positions."""
+def build_batch(plan: Plan, input_size: int, num_classes: int = NUM_CLASSES, num_splits: int = 1) -> Batch:
+    """Random images at the plan's positions, so many views of each."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(plan.num_positions, 3, input_size, input_size, generator=generator)
+    images = torch.randn(num_splits * plan.num_positions, 3, input_size, input_size, generator=generator)
     targets = torch.randint(num_classes, (plan.num_positions,), generator=generator)
     hashes = torch.randint(-(2**62), 2**62, (plan.num_positions,), generator=generator)
-    return Batch(images, targets, torch.from_numpy(plan.positions(0, plan.num_positions)), hashes)
+    return Batch(images, targets.repeat(num_splits), torch.from_numpy(plan.positions(0, plan.num_positions)), hashes)
 
 
 def build_online(cfg: config.Config, plan: Plan, rank: utils.Rank) -> teacher.Teacher:
@@ -46,8 +46,11 @@ def build_online(cfg: config.Config, plan: Plan, rank: utils.Rank) -> teacher.Te
     return teacher.Teacher(net.to(rank.device, memory_format=torch.channels_last), answer=teacher.pick_answer(cfg, NUM_CLASSES), plan=plan)
 
 
-def side_of(cfg: config.Config, plan: Plan, rank: utils.Rank, state: TrainState, *, compiler: Compiler | NoCompiler, answers, num_classes: int) -> Side:
-    """The side that trains `state` on the plan's positions, with `answers` for the teacher."""
+def side_of(
+    cfg: config.Config, plan: Plan, rank: utils.Rank, state: TrainState, *, compiler: Compiler | NoCompiler, answers, num_classes: int, size: int | None = None
+) -> Side:
+    """The side that trains `state` on the plan's positions, with `answers` for the teacher, on images of --input-size or another."""
+    size = size or cfg.input_size
     amp_dtype = hardware.pick_amp(cfg.amp, rank.device)
     parts = engine.Parts(
         criterion=losses.build_criterion(cfg),
@@ -59,7 +62,7 @@ def side_of(cfg: config.Config, plan: Plan, rank: utils.Rank, state: TrainState,
         rank=rank,
         compiler=compiler,
     )
-    engine.prepare_step(parts, state, shape=(plan.num_positions, 3, cfg.input_size, cfg.input_size))
+    engine.prepare_step(parts, state, shape=(max(1, cfg.aug_splits) * plan.num_positions, 3, size, size))
     engine.set_train_mode(state.net, freezes_batchnorm=cfg.set_bn_eval)
     return Side(parts, state)
 

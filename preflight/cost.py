@@ -64,12 +64,12 @@ class _Labels(NoTeacher):
         return torch.zeros(shape, dtype=dtype, device=images.device)
 
 
-def _side(cfg: Config, state: TrainState, rank: Rank, teacher: Teacher | NoTeacher, *, num_images: int, num_classes: int) -> tuple:
-    """A side of `measuring.steps` for that many images, and its batch on the device."""
+def _side(cfg: Config, state: TrainState, rank: Rank, teacher: Teacher | NoTeacher, *, num_images: int, num_classes: int, size: int) -> tuple:
+    """A side of `measuring.steps` for that many images of that size, and its batch on the device."""
     plan = build_plan(num_images, repeated_aug=False, group_size=num_images // 2 * 2, lanes=1, data_seed=0)
     answers = Teacher(teacher.net, answer=teacher.answer, plan=plan) if isinstance(teacher, Teacher) else _Labels(cfg, num_classes)
-    side = steps.side_of(cfg, plan, rank, state, compiler=no_compiler, answers=answers, num_classes=num_classes)
-    batch = steps.build_batch(plan, cfg.input_size, num_classes)
+    side = steps.side_of(cfg, plan, rank, state, compiler=no_compiler, answers=answers, num_classes=num_classes, size=size)
+    batch = steps.build_batch(plan, size, num_classes, max(1, cfg.aug_splits))
     return side, batch._replace(images=batch.images.to(rank.device))
 
 
@@ -85,8 +85,9 @@ def forward_s(net: torch.nn.Module, images: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def _eval_s(side: steps.Side, images: torch.Tensor) -> float:
-    """Seconds in which the trained network evaluates an image."""
+def _eval_s(cfg: Config, side: steps.Side, images: torch.Tensor) -> float:
+    """Seconds in which the trained network evaluates an image of --input-size, from as many as there are `images`."""
+    images = images if images.shape[-1] == cfg.input_size else images.new_zeros(len(images), 3, cfg.input_size, cfg.input_size)
     net = unwrap(side.state.net).eval()
     with side.parts.autocast(images.device):
         found = forward_s(net, images.contiguous(memory_format=side.parts.memory_format))
@@ -94,10 +95,10 @@ def _eval_s(side: steps.Side, images: torch.Tensor) -> float:
     return found
 
 
-def _on_cpu(cfg: Config, state: TrainState, rank: Rank, teacher: Teacher | NoTeacher, num_classes: int, batch_size: int) -> Cost:
+def _on_cpu(cfg: Config, state: TrainState, rank: Rank, teacher: Teacher | NoTeacher, num_classes: int, batch_size: int, size: int) -> Cost:
     times, kept = [], []
     for num_images in SMALL:
-        side, batch = _side(cfg, state, rank, teacher, num_images=num_images, num_classes=num_classes)
+        side, batch = _side(cfg, state, rank, teacher, num_images=num_images, num_classes=num_classes, size=size)
         saved = _Saved(unwrap(state.net))
         with saved.hooks:
             steps.visit_s(side, batch, 1)
@@ -111,28 +112,31 @@ def _on_cpu(cfg: Config, state: TrainState, rank: Rank, teacher: Teacher | NoTea
     fixed = bytes_of(net.state_dict()) + learnt + bytes_of(state.optimizer.state_dict()["state"])
     fixed += bytes_of(state.ema.module.state_dict()) if state.ema is not None else 0
     fixed += bytes_of(teacher.net.state_dict()) if teacher.net is not None else 0
-    return Cost(once_s + batch_size * cfg.grad_accum_steps * per_image_s, int(fixed + batch_size * per_image), _eval_s(side, batch.images))
+    return Cost(once_s + batch_size * cfg.grad_accum_steps * per_image_s, int(fixed + batch_size * per_image), _eval_s(cfg, side, batch.images))
 
 
-def _on_gpu(cfg: Config, state: TrainState, rank: Rank, teacher: Teacher | NoTeacher, num_classes: int, batch_size: int) -> Cost:
-    side, batch = _side(cfg, state, rank, teacher, num_images=batch_size, num_classes=num_classes)
+def _on_gpu(cfg: Config, state: TrainState, rank: Rank, teacher: Teacher | NoTeacher, num_classes: int, batch_size: int, size: int) -> Cost:
+    side, batch = _side(cfg, state, rank, teacher, num_images=batch_size, num_classes=num_classes, size=size)
     torch.cuda.reset_peak_memory_stats(rank.device)
     steps.visit_s(side, batch, 2)
     step_s = min(steps.visit_s(side, batch, 2) for _ in range(ROUNDS))
-    return Cost(step_s * cfg.grad_accum_steps, torch.cuda.max_memory_allocated(rank.device), _eval_s(side, batch.images))
+    return Cost(step_s * cfg.grad_accum_steps, torch.cuda.max_memory_allocated(rank.device), _eval_s(cfg, side, batch.images))
 
 
-def measure(cfg: Config, state: TrainState, rank: Rank, teacher: Teacher | NoTeacher, faults: Faults, *, num_classes: int, batch_size: int) -> Cost | None:
-    """What a step with that micro-batch costs; None, and a fault, where it does not fit into the GPU's memory."""
+def measure(
+    cfg: Config, state: TrainState, rank: Rank, teacher: Teacher | NoTeacher, faults: Faults, *, num_classes: int, batch_size: int, size: int
+) -> Cost | None:
+    """What a step with that micro-batch of images of that size costs; None, and a fault, where it does not fit into the GPU's memory."""
     name = "with the teacher" if isinstance(teacher, Teacher) else "without the teacher" if cfg.distillation != "none" else "of training"
+    name += f" at {size} pixels" if cfg.image_size_schedule is not None else ""
     if rank.device.type == "cpu":
-        cost, free = _on_cpu(cfg, state, rank, teacher, num_classes, batch_size), free_memory()
+        cost, free = _on_cpu(cfg, state, rank, teacher, num_classes, batch_size, size), free_memory()
         log.info("a step %s: %.3g s and about %.3g GiB on this CPU (from steps of %d and %d images)", name, cost.step_s, cost.num_bytes / 2**30, *SMALL)
         if free is not None and cost.num_bytes > free:
             log.warning("%.3g GiB are free here: on this CPU take a smaller --batch-size and more --grad-accum-steps", free / 2**30)
         return cost
     try:
-        cost = _on_gpu(cfg, state, rank, teacher, num_classes, batch_size)
+        cost = _on_gpu(cfg, state, rank, teacher, num_classes, batch_size, size)
     except torch.OutOfMemoryError:
         total = torch.cuda.mem_get_info(rank.device)[1] / 2**30
         faults.add(f"a step of --batch-size {batch_size} does not fit into the {total:.3g} GiB of {rank.device}: halve it, and double --grad-accum-steps")
@@ -141,7 +145,17 @@ def measure(cfg: Config, state: TrainState, rank: Rank, teacher: Teacher | NoTea
     return cost
 
 
-def say_hours(cfg: Config, loader: TrainLoader, rank: Rank, costs: list[tuple[int, Cost]], *, view_s: float, num_val: int, has_ema: bool) -> None:
+def epochs_by_size(cfg: Config, start: int) -> dict[int, int]:
+    """How many of the run's epochs from `start` on have training images of which size; where there are none, none of the last size."""
+    starts = sorted(cfg.size_starts.items())
+    ends = [epoch for epoch, _ in starts[1:]] + [cfg.epochs]
+    counts = {}
+    for (first, size), end in zip(starts, ends, strict=True):
+        counts[size] = counts.get(size, 0) + max(0, min(end, cfg.epochs) - max(first, start))
+    return {size: count for size, count in counts.items() if count} or {starts[-1][1]: 0}
+
+
+def say_hours(cfg: Config, loader: TrainLoader, rank: Rank, costs: list[tuple[float, Cost]], *, view_s: float, num_val: int, has_ema: bool) -> None:
     """Say how long the run will take: of the number of epochs and the cost of a step in each kind of epoch, as seen by one of its processes.
 
     Loader processes work beside a GPU, and in turn with a CPU, whose cores they share."""
@@ -154,6 +168,7 @@ def say_hours(cfg: Config, loader: TrainLoader, rank: Rank, costs: list[tuple[in
         is_limited |= loading_s > cost.step_s
         total_s += epochs * (loader.num_steps * step_s + (2 if has_ema else 1) * num_val / rank.world_size * cost.eval_s)
         num_epochs += epochs
+    num_epochs = round(num_epochs)
     num_views = num_epochs * loader.num_steps * loader.global_batch
     log.info("loading: a view takes %.2f ms of a core, so %d loader processes make %.0f views/s", 1e3 * view_s, workers, workers / view_s)
     place = f"{rank.world_size} of {rank.device}" if rank.world_size > 1 else str(rank.device)

@@ -57,7 +57,7 @@ def view_s(loader: TrainLoader) -> float:
         dataset.__getitems__(keys[:2])  # what is done once
         start = begin = time.process_time()
         while num_made < len(keys) and time.process_time() - begin < OPENING_S:
-            num_made += len(dataset.__getitems__(keys[num_made : num_made + 8]).targets)
+            num_made += len(dataset.__getitems__(keys[num_made : num_made + 8]).positions)
         return (time.process_time() - start) / num_made
     finally:
         torch.set_num_threads(num_threads)

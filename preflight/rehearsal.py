@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import os
 from pathlib import Path
 
@@ -113,7 +114,7 @@ class _Training(_Rehearsal):
         with self.faults.looking():
             if self.train is not None:
                 return datasets.build_train_loader(self.cfg, self.train, self.rank)
-            augment.train_transform(self.cfg)
+            augment.train_transforms(self.cfg)
         return None
 
     def build_state(self, loader: TrainLoader | None, source: str | None) -> TrainState | None:
@@ -194,10 +195,11 @@ class _Training(_Rehearsal):
         kinds = [(num_asked, asked)] if num_asked else []
         kinds += [(num_epochs - num_asked, no_teacher)] if num_asked < num_epochs or not kinds else []
         costs = []
-        for count, answers in kinds:
+        sizes = cost.epochs_by_size(cfg, state.epoch)
+        for (count, answers), (size, num_sized) in itertools.product(kinds, sizes.items()):
             with self.faults.looking():
-                found = cost.measure(cfg, state, self.alone, answers, self.faults, num_classes=self.num_classes, batch_size=batch_size)
-                costs += [(count, found)] if found is not None else []
+                found = cost.measure(cfg, state, self.alone, answers, self.faults, num_classes=self.num_classes, batch_size=batch_size, size=size)
+                costs += [(count * num_sized / max(1, num_epochs), found)] if found is not None else []
         if costs and loader is not None and view_s is not None and self.val is not None:
             cost.say_hours(cfg, loader, self.rank, costs, view_s=view_s, num_val=len(self.val), has_ema=state.ema is not None)
         self.look_for_room(folder, state, teacher)

@@ -105,7 +105,8 @@ def _label_config(trained: Trained) -> dict:
 def write_folder(trained: Trained, folder: Path, card: ModelCard) -> None:
     """Weights, configuration and card in `folder`; InputError where timm does not load the checkpoint's logits from it."""
     size, chans = trained.input_size, 3
-    preprocessing = {"input_size": (chans, size, size), "mean": trained.mean, "std": trained.std, "crop_pct": trained.crop_pct, "interpolation": "bicubic"}
+    preprocessing = {"input_size": (chans, size, size), "mean": trained.mean, "std": trained.std, "crop_pct": trained.crop_pct}
+    preprocessing |= {"crop_mode": trained.crop_mode, "interpolation": trained.interpolation}
     save_for_hf(trained.net, str(folder), model_config=_label_config(trained), safe_serialization=True, data_config=preprocessing)
     (folder / "README.md").write_text(str(card), encoding="utf-8")
     again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()

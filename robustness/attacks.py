@@ -9,30 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from loading import augment
+from loading.augment import IMAGENET, Statistics
 from loading.keys import draw_words
 
 EPSILON = 1 / 255
 STEP, NUM_STEPS = 0.5 / 255, 5  # PGD's
 
 
-def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    return tuple(torch.tensor(values, device=images.device).view(3, 1, 1) for values in (augment.MEAN, augment.STD))
-
-
-def _gradient_sign(net: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
+def _gradient_sign(net: nn.Module, pixels: Tensor, targets: Tensor, values: Statistics) -> Tensor:
     """The direction in which each pixel raises the loss of its image: -1, 0 or 1."""
-    mean, std = _statistics(pixels)
+    mean, std = augment.tensors_of(values, pixels.device)
     pixels = pixels.detach().requires_grad_()
     with torch.enable_grad():
         loss = nn.functional.cross_entropy(net((pixels - mean) / std).float(), targets, reduction="sum")  # of each image, whatever the batch
     return torch.autograd.grad(loss, pixels)[0].sign()
 
 
-def fgsm(net: nn.Module, images: Tensor, targets: Tensor, *, epsilon: float = EPSILON) -> Tensor:
-    """The images after one step of `epsilon` that raises their loss."""
-    mean, std = _statistics(images)
+def fgsm(net: nn.Module, images: Tensor, targets: Tensor, *, epsilon: float = EPSILON, values: Statistics = IMAGENET) -> Tensor:
+    """The images, normalised by `values`, after one step of `epsilon` that raises their loss."""
+    mean, std = augment.tensors_of(values, images.device)
     pixels = images * std + mean
-    changed = (pixels + epsilon * _gradient_sign(net, pixels, targets)).clamp(0, 1)
+    changed = (pixels + epsilon * _gradient_sign(net, pixels, targets, values)).clamp(0, 1)
     return (changed - mean) / std
 
 
@@ -55,12 +52,13 @@ def pgd(
     epsilon: float = EPSILON,
     step: float = STEP,
     num_steps: int = NUM_STEPS,
+    values: Statistics = IMAGENET,
 ) -> Tensor:
     """The images after steps that raise their loss, each brought back to within `epsilon` of where the image was; from a random start there."""
-    mean, std = _statistics(images)
+    mean, std = augment.tensors_of(values, images.device)
     pixels = images * std + mean
     changed = (pixels + epsilon * random_start(images.shape, places, seed).to(pixels)).clamp(0, 1)
     for _ in range(num_steps):
-        moved = changed + step * _gradient_sign(net, changed, targets)
+        moved = changed + step * _gradient_sign(net, changed, targets, values)
         changed = (pixels + (moved - pixels).clamp(-epsilon, epsilon)).clamp(0, 1)
     return (changed - mean) / std

@@ -108,6 +108,8 @@ class Report:
             "num_classes": len(suite.classes),
             "input_size": cfg.input_size,
             "crop_pct": augment.crop_pct(cfg),
+            "crop_mode": cfg.crop_mode,
+            "interpolation": cfg.interpolation,
             "accuracies": {},
         }
 
@@ -153,8 +155,9 @@ def _say(name: str, counts: Counts) -> None:
 
 def _attacks(cfg: Config, net: nn.Module) -> dict[str, Perturb]:
     """The attacks that are asked for, by name. On the network as it is, not as compiled: for that there are no gradients."""
-    found = {"FGSM images": lambda images, targets, _: attacks.fgsm(net, images, targets)} if cfg.fgsm_test else {}
-    return found | ({"PGD images": functools.partial(attacks.pgd, net, seed=cfg.seed)} if cfg.pgd_test else {})
+    values = augment.statistics(cfg)
+    found = {"FGSM images": lambda images, targets, _: attacks.fgsm(net, images, targets, values=values)} if cfg.fgsm_test else {}
+    return found | ({"PGD images": functools.partial(attacks.pgd, net, seed=cfg.seed, values=values)} if cfg.pgd_test else {})
 
 
 def _as_set(name: str, images: Images, cfg: Config) -> TestSet:
@@ -204,7 +207,8 @@ def _count_folders(cfg: Config, suite: Suite, net: nn.Module, parts: EvalParts, 
         if i == 0:
             _say_enlarged(corrupted, images, cfg.input_size)
         progress.num_done, progress.total = num_seen, num_seen + len(images) * (len(places) - i)
-        loader = datasets.build_val_loader(cfg, sets.by_place(images), parts.rank, folder, transform=augment.crop_transform(cfg.input_size, cfg.loader))
+        crop = augment.crop_transform(cfg.input_size, cfg.loader, augment.statistics(cfg))
+        loader = datasets.build_val_loader(cfg, sets.by_place(images), parts.rank, folder, transform=crop)
         loader = dataclasses.replace(loader, says_fallbacks=i == 0)  # for these are the same images, 75 times
         said = said_as(progress, parts, f"{name} {severity}, folder {i + 1} of {len(places)}")
         yield name, severity, count(net, loader, sets.single_truth(images), parts, progress=said)

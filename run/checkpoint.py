@@ -239,11 +239,14 @@ def read_for_evaluation(cfg: Config, source: str, facts: dict) -> dict[str, Tens
     return weights(checkpoint, use_ema=cfg.use_ema, where=source)
 
 
+COMPARED_FACTS = ("class_names", "input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std", "max_size")
+
+
 def warn_of_other(checkpoint: dict, source: str, facts: dict) -> None:
     """Warn where the checkpoint was made for other classes or images than `facts` tells of."""
     for name, here in facts.items():
         there = checkpoint.get(name)
-        if name in ("class_names", "input_size", "crop_pct", "max_size") and there is not None and there != here:
+        if name in COMPARED_FACTS and there is not None and _plain(there) != _plain(here):
             log.warning("%s was made with other %s than this evaluation: %s, here %s", source, name, _brief(there), _brief(here))
 
 
@@ -266,7 +269,8 @@ FREE_SETTINGS = {
 
 def _changes(checkpoint: dict, cfg: RunConfig, run: dict) -> list[str]:
     """How the recipe of `checkpoint` differs from `cfg` and `run`, a line per setting."""
-    there = {"loader": "reference", **checkpoint["args"], **checkpoint.get("run", {})}  # the only loader before there was the setting
+    usual = {field.name: field.default for field in dataclasses.fields(cfg)}  # of settings that there were not yet
+    there = {**usual, "loader": "reference", **checkpoint["args"], **checkpoint.get("run", {})}  # the only loader before there was the setting
     here = {**dataclasses.asdict(cfg), **run}
     names = [name for name in here if name in there and name not in FREE_SETTINGS]
     return [f"{name} was {_brief(there[name])}, is {_brief(here[name])}" for name in names if _plain(there[name]) != _plain(here[name])]

@@ -4,8 +4,10 @@ Nothing here imports torch, so that `python main.py --help` answers at once.
 """
 
 import dataclasses
+import itertools
 from typing import ClassVar
 
+from run.errors import InputError
 from run.manifest import LABELS_MANIFEST, read_manifest
 from run.settings import Settings, refuse, setting
 
@@ -119,8 +121,27 @@ class Config(RunConfig):
     # augmentation
     three_augment: bool = setting(False, "3-Augment instead of RandAugment and erasing", alias="ThreeAugment")
     color_jitter: float = setting(0.4, "brightness, contrast and saturation jitter, where --aa is none or with --ThreeAugment", at_least=0)
-    aa: str | None = setting("rand-m9-mstd0.5-inc1", "RandAugment or AutoAugment policy in timm's notation, or none")
+    aa: str | None = setting("rand-m9-mstd0.5-inc1", "RandAugment, AutoAugment or AugMix policy in timm's notation (augmix-m5-w4-d2), or none")
+    train_crop_mode: str | None = setting(
+        None,
+        "crops of training: rrc: any part, resized to a square; rkrc, rkrr: the short side resized, then the centre or any square (default: rrc; up to 32 "
+        "pixels the image padded by 4, then any square)",
+        choices=("rrc", "rkrc", "rkrr"),
+    )
+    scale: tuple[float, ...] | None = setting(None, "least and greatest part of the area in such a crop (default: 0.08 1; 0.8 1 for rkrc, rkrr)", nargs="+")
+    ratio: tuple[float, ...] | None = setting(
+        None, "least and greatest width / height of such a crop, or change of the image's (default: 3/4 4/3; 0.9 1/0.9 for rkrc, rkrr)", nargs="+"
+    )
     hflip: float = setting(0.5, "probability of a horizontal flip", at_least=0, at_most=1)
+    vflip: float = setting(0.0, "probability of a vertical flip", at_least=0, at_most=1)
+    image_size_schedule: str | None = setting(
+        None, "progressive resizing: sizes of training images, each with the part of the epochs after which it begins, as 160:0,192:0.4,224:0.8"
+    )
+    mean: tuple[float, ...] | None = setting(None, "mean of pixels from 0 to 1, per channel, that is taken from them (default: ImageNet's)", nargs="+")
+    std: tuple[float, ...] | None = setting(None, "their standard deviation, which they are divided by (default: ImageNet's)", nargs="+")
+    aug_splits: int = setting(0, "views of each image in a batch, of one crop: the first without --aa, each further one with its own; 0: one view", at_least=0)
+    resplit: bool = setting(False, "random erasing spares the first of the --aug-splits")
+    jsd_loss: bool = setting(False, "Jensen-Shannon divergence between the --aug-splits, and cross entropy on the first")
     train_interpolation: str = setting("bicubic", "resampling of training images", choices=("bicubic", "bilinear", "random"))
     repeated_aug: bool = setting(True, "three views of a third of the images per epoch")
     reprob: float = setting(0.25, "probability of random erasing", at_least=0, at_most=1)
@@ -134,6 +155,7 @@ class Config(RunConfig):
     mixup_prob: float = setting(1.0, "probability that a group is mixed at all", at_least=0, at_most=1)
     mixup_switch_prob: float = setting(0.5, "probability of CutMix where both are on", at_least=0, at_most=1)
     mixup_mode: str = setting("batch", "one draw per mix group, per pair, or per image", choices=("batch", "pair", "elem"))
+    mixup_off_epoch: int = setting(0, "epoch from which on nothing is mixed; 0: never", at_least=0)
     mix_group_size: int = setting(256, "images that share one draw of mixup or CutMix", at_least=2)
     mix_lanes: int = setting(8, "mix groups that are filled in turn", at_least=1)
     # distillation
@@ -189,6 +211,12 @@ class Config(RunConfig):
         "name", "what counts as a class in iNaturalist", choices=("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")
     )
     crop_pct: float | None = setting(None, "part of the resized short side that evaluation crops (default 0.875; 1 up to 32 pixels)", above=0, at_most=1)
+    crop_mode: str = setting(
+        "center",
+        "how evaluation crops: center: the short side resized, the centre cut out; squash: both sides resized; border: the long side resized, the rest mean",
+        choices=("center", "squash", "border"),
+    )
+    interpolation: str = setting("bicubic", "resampling of evaluation's images", choices=("bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"))
     loader: str = setting(
         "fast", "decoder, resizing and RandAugment kernels: OpenCV, simplejpeg and torch, or Pillow; the same draws", choices=("fast", "reference")
     )
@@ -221,6 +249,27 @@ class Config(RunConfig):
         return not (self.eval and self.set_flags and self.data_set != "DIGITS" and not self.data_path)
 
     @property
+    def size_starts(self) -> dict[int, int]:
+        """Size of training images by the epoch from which on they have it; the first is 0. InputError where --image-size-schedule says none."""
+        if self.image_size_schedule is None:
+            return {0: self.input_size}
+        starts = {round(share * self.epochs): size for size, share in schedule_pairs(self.image_size_schedule)}
+        return {epoch: size for epoch, size in starts.items() if epoch < max(1, self.epochs)}
+
+    @property
+    def train_sizes(self) -> list[int]:
+        """The sizes that training images have, each once, in their order."""
+        return list(dict.fromkeys(self.size_starts.values()))
+
+    @property
+    def sized_flags(self) -> list[tuple[str, int]]:
+        """Every size of images in the run, after the flag that says so."""
+        return [
+            (f"--input-size {self.input_size}", self.input_size),
+            *((f"--image-size-schedule {self.image_size_schedule}, {size} pixels,", size) for size in self.train_sizes if size != self.input_size),
+        ]
+
+    @property
     def is_mixing(self) -> bool:
         """Whether mixup or CutMix is on, and so targets are distributions."""
         return self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None
@@ -240,6 +289,7 @@ GROUPS = RUN_GROUPS | {
     "data": "data_set",
 }
 RESERVED = {"num_classes", "in_chans", "features_only", "distillation", "drop_rate", "drop_path_rate", "pretrained", "checkpoint_path"}
+FAST_INTERPOLATIONS = ("bicubic", "bilinear")  # those of --interpolation that the fast loader has
 DATA_FILES = {
     "IMNET": "train/ and val/",
     "FLOWERS": "train/ and test/",
@@ -249,7 +299,6 @@ DATA_FILES = {
 }
 WITHOUT_EFFECT = {  # published flags that have nothing left to decide: number of values, and why
     "dist_eval": (0, "evaluation is always distributed and exact"),
-    "resplit": (0, "every augmentation split is treated alike"),
     "deploy": (0, "--eval always fuses"),
     "dist_url": (1, "the launcher's environment says where to meet"),
     "world_size": (1, "the launcher's environment says how many"),
@@ -266,6 +315,20 @@ SETTINGS = Settings(
 )
 
 
+def schedule_pairs(text: str) -> list[tuple[int, float]]:
+    """Sizes in pixels and the parts of the epochs after which they begin, as --image-size-schedule has them. InputError where it has not."""
+    form = "sizes of at least 8 pixels, each with a part of the epochs, the first 0, ascending and below 1, as in 160:0,192:0.4,224:0.8"
+    try:
+        pairs = [(int(size), float(share)) for size, share in (pair.split(":") for pair in text.split(","))]
+    except ValueError:
+        raise InputError(f"--image-size-schedule {text}: write {form}") from None
+    shares = [share for _, share in pairs]
+    is_ascending = all(one < other for one, other in itertools.pairwise(shares))
+    if shares[0] != 0 or not is_ascending or not shares[-1] < 1 or min(size for size, _ in pairs) < 8:
+        raise InputError(f"--image-size-schedule {text}: write {form}")
+    return pairs
+
+
 def parse(argv: list[str]) -> tuple[Config, list[str]]:
     """Settings from a command line (without the program's name), and notes to show the user.
 
@@ -274,6 +337,8 @@ def parse(argv: list[str]) -> tuple[Config, list[str]]:
     adopted = _adopted(settings)
     cfg = Config(**settings, **adopted)
     validate(cfg)
+    if cfg.resplit and not cfg.aug_splits:
+        notes = [*notes, "--resplit has no effect: it spares the first of --aug-splits, and there are none"]
     return cfg, notes + [f"--{name.replace('_', '-')} {value}, as in {cfg.teacher_labels}" for name, value in adopted.items()]
 
 
@@ -314,8 +379,45 @@ def run_rules(cfg: RunConfig) -> list[tuple[bool, str]]:
     ]
 
 
+def _is_range(values: tuple[float, ...] | None) -> bool:
+    return values is None or (len(values) == 2 and 0 < values[0] <= values[1])
+
+
+def _augmentation_rules(cfg: Config) -> list[tuple[bool, str]]:
+    is_zoomed_out = cfg.scale is not None and max(cfg.scale) > 1
+    others = [f"--interpolation {cfg.interpolation}"] if cfg.interpolation not in FAST_INTERPOLATIONS else []
+    return [
+        (cfg.three_augment and cfg.aa not in (None, SETTINGS.fields["aa"].default), "--ThreeAugment replaces --aa: drop one of them"),
+        (not _is_range(cfg.scale), "--scale takes two parts of an image's area, above 0, the smaller first"),
+        (not _is_range(cfg.ratio), "--ratio takes two ratios, above 0, the smaller first"),
+        (
+            is_zoomed_out and cfg.train_crop_mode in (None, "rrc"),
+            "--scale: a crop is no larger than its image, so 1 is the most; --train-crop-mode rkrc or rkrr make images smaller",
+        ),
+        (cfg.mean is not None and len(cfg.mean) not in (1, 3), "--mean takes one number, or one per channel"),
+        (cfg.std is not None and (len(cfg.std) not in (1, 3) or min(cfg.std) <= 0), "--std takes one number above 0, or one per channel"),
+        (cfg.mixup_off_epoch > 0 and not cfg.is_mixing, "--mixup-off-epoch ends mixup and CutMix, and neither is on: drop it"),
+        (cfg.aug_splits == 1, "--aug-splits 1 is the one view of an image that there is without: use 2 or more, or 0"),
+        (cfg.jsd_loss and cfg.aug_splits < 2, "--jsd-loss compares views of an image: add --aug-splits 3"),
+        (
+            cfg.aug_splits > 1 and cfg.is_mixing and not cfg.eval,
+            "--aug-splits compares views of an image, which mixup and CutMix would mix with others: add --mixup 0 --cutmix 0",
+        ),
+        (
+            cfg.aug_splits > 1 and cfg.distillation != "none" and not cfg.eval,
+            "--aug-splits has no teacher, which sees one view of an image: add --distillation-type none",
+        ),
+        (
+            bool(others) and cfg.loader == "fast",
+            f"{' '.join(others)}: the fast loader has bicubic and bilinear: use one of them, or add --loader reference",
+        ),
+    ]
+
+
 def validate(cfg: Config) -> None:
     """InputError where settings contradict each other."""
+    if cfg.image_size_schedule is not None:
+        schedule_pairs(cfg.image_size_schedule)
     rules = [
         *run_rules(cfg),
         (cfg.eval and not (cfg.resume or cfg.pretrained), "--eval needs weights: add --resume FILE or --pretrained"),
@@ -345,7 +447,7 @@ def validate(cfg: Config) -> None:
             not cfg.eval and cfg.is_mixing and cfg.batch_size % 2 == 1,
             f"--batch-size {cfg.batch_size} is odd: mixup pairs the images of a batch; make it even, or --mixup 0 --cutmix 0",
         ),
-        (cfg.three_augment and cfg.aa not in (None, SETTINGS.fields["aa"].default), "--ThreeAugment replaces --aa: drop one of them"),
+        *_augmentation_rules(cfg),
         (
             bool(RESERVED & set(cfg.model_kwargs or {})),
             f"--model-kwargs cannot set {', '.join(sorted(RESERVED & set(cfg.model_kwargs or {})))}: other flags and the data do",

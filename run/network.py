@@ -34,12 +34,13 @@ def build(cfg: Config, num_classes: int, *, distillation: bool) -> nn.Module:
 
 @torch.no_grad()
 def _try_size(cfg: Config, net: nn.Module) -> None:
-    """InputError where the network does not take images of the recipe's size."""
-    try:
-        net.eval()(torch.zeros(1, 3, cfg.input_size, cfg.input_size))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"--model {cfg.model} does not take images of --input-size {cfg.input_size} ({first_line(error)}): choose another size, "
-            "or where the model has that option --model-kwargs img_size=N"
-        ) from error
+    """InputError where the network does not take images of the recipe's sizes."""
+    for flag, size in cfg.sized_flags:
+        try:
+            net.eval()(torch.zeros(1, 3, size, size))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"--model {cfg.model} does not take images of {flag} ({first_line(error)}): choose another size, "
+                "or where the model has that option --model-kwargs img_size=N"
+            ) from error
     net.train()

@@ -148,7 +148,8 @@ def test_evaluation_fuses_and_ends_with_the_training_runs_accuracy(finished, sho
 
 
 def test_evaluation_warns_of_another_size_and_other_classes(finished, short_run, digits_folder, tmp_path):
-    assert "made with other input_size" in short_run("--eval", f"--resume={finished / 'checkpoint_last.pth'}", "--input-size=40")
+    out = short_run("--eval", f"--resume={finished / 'checkpoint_last.pth'}", "--input-size=40", "--crop-mode=squash", "--mean=0.5")
+    assert set(re.findall(r"made with other (\w+)", out)) == {"input_size", "crop_pct", "crop_mode", "mean"}
     shutil.copytree(digits_folder / "val", tmp_path / "val")
     (tmp_path / "val" / "3").rename(tmp_path / "val" / "drei")
     out = short_run("--eval", f"--resume={finished / 'checkpoint_last.pth'}", f"--data-path={tmp_path}")

@@ -81,7 +81,7 @@ def test_header_states_accuracy_source_and_global_batch(path):
 
 
 def test_every_recipe_asked_for_is_there():
-    assert {path.stem for path in RECIPES} == {*FACTS, "demo", "demo_teacher"}
+    assert {path.stem for path in RECIPES} == {*FACTS, "demo", "demo_progressive", "demo_teacher"}
 
 
 def test_headers_quote_the_published_logs():

@@ -194,3 +194,17 @@ def test_minutes_between_checkpoints(digits_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "save", lambda saved, folder, names: (written.append((saved["epoch"], saved["step"])), real(saved, folder, names)))
     assert main.main(flags_of(digits_folder, tmp_path, "--checkpoint-minutes=1e-9", "--epochs=1")) == 0
     assert written == [(-1, step) for step in range(6)] + [(0, 0)]  # the first before the first step
+
+
+def test_sizes_that_grow_and_views_of_an_image_go_on_where_they_were(digits_folder, tmp_path, monkeypatch):
+    """Stopped before and after the images grow, with other loader processes then."""
+    torch.set_num_threads(1)
+    more = ["--image-size-schedule=24:0,32:0.5", "--mixup=0", "--cutmix=0", "--aa=augmix-m3-w2-d2", "--aug-splits=2", "--jsd-loss", "--vflip=0.3"]
+    assert main.main(flags_of(digits_folder, tmp_path / "whole", *more)) == 0
+    flags = flags_of(digits_folder, tmp_path / "cut", *more)
+    for calls, workers in ((2, 1), (5, 0), (1000, 2)):  # in the first epoch's third step, in the second epoch's second, never
+        monkeypatch.setattr(signals, "StopRequest", lambda calls=calls: StopAt(calls))
+        assert main.main([*flags, "--resume=auto", f"--num_workers={workers}"]) == (85 if calls < 1000 else 0)
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+    with pytest.raises(InputError, match="image_size_schedule was 24:0,32:0.5, is None"):
+        main.main(flags_of(digits_folder, tmp_path / "cut", *more, "--image-size-schedule=none", "--resume=auto"))

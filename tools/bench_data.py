@@ -69,7 +69,7 @@ def loader_rate(cfg: config.Config, images: Images, rank: utils.Rank, seconds: f
     start, num_images, epoch = None, 0, 0
     while start is None or time.perf_counter() - start < seconds:
         for batch in loader.batches(epoch):
-            num_images += len(batch.targets) if start is not None else 0
+            num_images += len(batch.positions) if start is not None else 0
             start = start or time.perf_counter()
             if time.perf_counter() - start > seconds:
                 break
@@ -81,7 +81,7 @@ def model_rate(cfg: config.Config, rank: utils.Rank, seconds: float, *, with_tea
     """Training images per second of the model's steps, on one made-up batch, for about `seconds`."""
     cfg = cfg if with_teacher else dataclasses.replace(cfg, distillation_type="none")
     plan = keys.build_plan(cfg.batch_size, repeated_aug=False, group_size=cfg.batch_size, lanes=1, data_seed=0)
-    batch = steps.build_batch(plan, cfg.input_size)
+    batch = steps.build_batch(plan, cfg.input_size, num_splits=max(1, cfg.aug_splits))
     answers = steps.build_online(cfg, plan, rank) if with_teacher else teacher.no_teacher
     side = steps.build_side(cfg, plan, rank, answers=answers)
     steps.visit_s(side, batch, 1)
@@ -120,6 +120,9 @@ def main(argv: list[str]) -> None:
     rank = process.start_process(cfg.device, cfg.seed)
     for note in notes:
         utils.log.info(note)
+    if cfg.image_size_schedule is not None:
+        utils.log.info("--image-size-schedule is left out: all is measured at --input-size %d", cfg.input_size)
+        cfg = dataclasses.replace(cfg, image_size_schedule=None)
     images, _ = datasets.open_images(cfg)
     utils.log.setLevel("WARNING")  # what loaders say of every epoch
     rates = {}

@@ -3,7 +3,8 @@
     python tools/make_teacher_labels.py --config recipes/recnext_300e.yaml --data-path ~/imagenet --teacher-labels labels --epochs 0:300
     torchrun --nproc_per_node=8 tools/make_teacher_labels.py ...        the same, each process with its share of every epoch's mix groups
 
-Takes main.py's settings, of which those of the student do not matter; --epochs A:B are the epochs from A on, before B. Writes what a run with
+Takes main.py's settings, of which those of the student do not matter; --epochs A:B are the epochs from A on, before B. With --image-size-schedule
+the run's own number of epochs counts: the recipe's, or an --epochs N before. Writes what a run with
 --teacher-labels-mode auto would, and goes on where it was stopped: what is stored is left alone. Several of these may fill one folder.
 Ends with code 0 when all is stored, 85 when told to stop before: start it again."""
 
@@ -21,16 +22,16 @@ from run.errors import InputError
 
 
 def split_epochs(argv: list[str]) -> tuple[list[str], str | None]:
-    """The arguments without --epochs, and its value."""
-    rest, value = [], None
+    """The arguments without the last --epochs, and its value. An --epochs before is main.py's: the length of the run, which sizes may depend on."""
+    rest, values = [], []
     arguments = iter(argv)
     for argument in arguments:
         name, separator, given = argument.partition("=")
         if name == "--epochs":
-            value = given if separator else next(arguments, "")
+            values.append(given if separator else next(arguments, ""))
         else:
             rest.append(argument)
-    return rest, value
+    return rest + [f"--epochs={value}" for value in values[-2:-1]], values[-1] if values else None
 
 
 def parse(argv: list[str]) -> tuple[config.Config, range, list[str]]:

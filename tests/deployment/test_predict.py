@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from timm.data import ImageNetInfo
+from timm.data import ImageNetInfo, create_transform
 
 import predict
 from deployment import prediction
@@ -112,6 +112,10 @@ def test_the_checkpoint_s_size_crop_and_normalisation_count(trained_file, digits
     seen = prediction.eval_transform(trained)(image)
     pixels = augment.eval_transform(48, 0.75)(image) * torch.tensor(augment.STD).view(3, 1, 1) + torch.tensor(augment.MEAN).view(3, 1, 1)
     torch.testing.assert_close(seen, (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1), rtol=1e-5, atol=1e-5)
+    crop = {"crop_pct": 0.75, "crop_mode": "border", "interpolation": "lanczos"}
+    trained = load_trained(None, str(changed(trained_file, tmp_path / "b.pth", mean=mean, std=std, input_size=48, **crop)))
+    oblong = image.resize((90, 60))
+    torch.testing.assert_close(prediction.eval_transform(trained)(oblong), create_transform(48, mean=mean, std=std, **crop)(oblong), rtol=1e-5, atol=1e-5)
 
 
 def test_fewer_than_five_classes_are_all_listed(trained_file, digits, tmp_path):

@@ -127,7 +127,8 @@ def test_sidecar_says_what_the_file_is(written, trained):
     beside = json.loads((path.parent / (path.name + ".json")).read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     assert beside == json.loads(json.dumps(described))
     assert beside["sha256"] == weights.digest(path) and beside["source_sha256"] == weights.digest(Path(trained.source))
-    assert beside["input"] == {"input_size": 64, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "crop_pct": 0.875}
+    crop = {"crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic"}
+    assert beside["input"] == {"input_size": 64, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], **crop}
     assert beside["class_names"] == [f"class {i}" for i in range(7)]
     assert (beside["model"], beside["weights"], beside["format"]) == ("recnext_m0", "raw weights of epoch 3", "ONNX")
     assert beside["compared_with"] == "the network as trained, eager"

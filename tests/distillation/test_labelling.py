@@ -101,12 +101,13 @@ def train(digits_folder, weights, tmp_path, capsys):
     return run
 
 
+def refuse_teacher(*args, **kwargs):
+    raise AssertionError("the teacher was built")
+
+
 @pytest.fixture
 def no_teacher_allowed(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AssertionError("the teacher was built")
-
-    monkeypatch.setattr(teacher, "_create", refuse)
+    monkeypatch.setattr(teacher, "_create", refuse_teacher)
 
 
 # ---- the same run, whoever says the labels
@@ -117,6 +118,21 @@ def test_run_on_stored_labels_is_the_online_run(online, stored, train, no_teache
     out = train(f"--teacher-labels={stored}", f"--teacher-labels-mode={mode}")
     assert f"teacher labels: 2 of 2 epochs stored in {stored}; the teacher is not built" in out
     assert_same_run(tmp_path / "run", online)
+
+
+def test_a_schedule_of_sizes_has_labels_of_its_own(digits_folder, weights, stored, train, monkeypatch, tmp_path):
+    """Made without a student, and read by a run that ends as the one with the teacher does."""
+    more = ["--image-size-schedule=24:0,32:0.5", "--vflip=0.5", "--mean=0.5", "--train-crop-mode=rkrr", "--mixup-off-epoch=1"]
+    argv = flags(digits_folder, weights, *more, "--epochs=0:2", f"--teacher-labels={tmp_path / 'labels'}", "--batch-size=48")
+    assert make_teacher_labels.main(argv) == 0
+    train(*more, f"--output_dir={tmp_path / 'online'}")
+    monkeypatch.setattr(teacher, "_create", refuse_teacher)
+    train(*more, f"--teacher-labels={tmp_path / 'labels'}", "--teacher-labels-mode=read")
+    assert_same_run(tmp_path / "run", tmp_path / "online")
+    with pytest.raises(InputError, match=r"field augmentation.size_starts: the store has \[\[0, 24\], \[1, 32\]\], this run has \[\[0, 24\], \[2, 32\]\]"):
+        train(*more, f"--teacher-labels={tmp_path / 'labels'}", "--teacher-labels-mode=read", "--epochs=3", "--overwrite")
+    assert read_manifest(tmp_path / "labels")["fingerprint"]["augmentation.mean"] == [0.5, 0.5, 0.5]
+    assert epoch_files(tmp_path / "labels") != epoch_files(stored)
 
 
 def test_labels_tell_the_images_apart(stored):
@@ -515,12 +531,39 @@ FLAGS = {  # flags that give each compared setting another value
     "mixup_switch_prob": ["--mixup-switch-prob=0.25"],
     "mixup_mode": ["--mixup-mode=pair"],
 }
+FLAGS_SINCE = {  # of settings that stores know of where they are not the usual ones
+    "train_crop_mode": ["--train-crop-mode=rkrc"],
+    "vflip": ["--vflip=0.5"],
+    "mixup_off_epoch": ["--mixup-off-epoch=1"],
+    "scale": ["--scale", "0.3", "1"],
+    "ratio": ["--ratio", "1", "1"],
+    "size_starts": ["--image-size-schedule=24:0,32:0.5"],
+    "mean": ["--mean=0.5"],
+    "std": ["--std", "0.5", "0.5", "0.4"],
+}
 
 
-@pytest.mark.parametrize("name", fingerprint.COMPARED)
+@pytest.mark.parametrize("name", [*fingerprint.COMPARED, *FLAGS_SINCE])
 def test_other_settings_are_refused_by_name(stored, digits_folder, name):
     with pytest.raises(InputError, match=rf"field augmentation\.{name}: the store has"):
-        open_survey(stored, digits_folder, *FLAGS[name]).needs_teacher(range(2))
+        open_survey(stored, digits_folder, *(FLAGS | FLAGS_SINCE)[name]).needs_teacher(range(2))
+
+
+def test_usual_values_that_are_given_are_those_of_a_store_that_does_not_tell(stored, digits_folder):
+    """As those stores do not that are from before there were these settings. The padded crops of small images are none of timm's."""
+    assert [name for name in read_manifest(stored)["fingerprint"] if name.removeprefix("augmentation.") in set(FLAGS_SINCE) - {"mean", "std"}] == []
+    given = ["--vflip=0", "--mixup-off-epoch=0", "--mean", "0.485", "0.456", "0.406", "--std", "0.229", "0.224", "0.225", "--image-size-schedule=32:0"]
+    assert open_survey(stored, digits_folder, *given).needs_teacher(range(2)) is False
+    with pytest.raises(InputError, match=r"field augmentation.train_crop_mode: the store has None, this run has \['rrc'\]\. Train"):
+        open_survey(stored, digits_folder, "--scale", "0.08", "1").needs_teacher(range(2))
+    larger = [config.parse(["--data-path=x", *more])[0] for more in ([], ["--train-crop-mode=rrc", "--scale", "0.08", "1"])]
+    assert fingerprint._since(larger[0]) == fingerprint._since(larger[1]) == {}
+
+
+def test_a_schedule_of_sizes_is_compared_by_epochs(stored, digits_folder):
+    flags = ["--image-size-schedule=24:0,32:0.5"]
+    short, long = (fingerprint._since(config.parse(["--data-path=x", *flags, f"--epochs={epochs}"])[0])["augmentation.size_starts"] for epochs in (2, 10))
+    assert (short, long) == ([(0, 24), (1, 32)], [(0, 24), (5, 32)])
 
 
 @pytest.mark.parametrize(
@@ -557,8 +600,9 @@ def test_no_setting_of_augmentation_or_mixup_is_forgotten():
         title: names[names.index(first) : (names.index(starts[i + 1]) if i + 1 < len(starts) else None)]
         for i, (title, first) in enumerate(config.GROUPS.items())
     }
-    known = set(fingerprint.COMPARED) | set(fingerprint.NOT_COMPARED)
+    known = set(fingerprint.COMPARED) | set(fingerprint.COMPARED_SINCE) | set(fingerprint.NOT_COMPARED)
     assert [name for title in ("augmentation", "mixup") for name in groups[title] if name not in known] == []
+    assert set(fingerprint.COMPARED_SINCE) < set(FLAGS_SINCE)
     assert set(fingerprint.COMPARED) == set(FLAGS) and not set(fingerprint.COMPARED) & set(fingerprint.NOT_COMPARED)
 
 

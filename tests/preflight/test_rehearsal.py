@@ -9,8 +9,8 @@ import torch
 
 import main
 import utils
-from preflight import room
-from run import checkpoint
+from preflight import cost, room
+from run import checkpoint, config
 from run.command import run_process
 from run.errors import Faults, InputError
 from tests.conftest import SHORT_RUN, TINY_RUN, read_log
@@ -53,6 +53,16 @@ def test_a_sound_run_is_told_what_it_has_and_costs_and_nothing_is_left_behind(di
     assert "a step of training: " in out and " hours on cpu for 2 epochs, 192 views" in out
     assert out.splitlines()[-1] == "dry run: nothing stands in the way of this run"
     assert files_below(digits_folder, tmp_path) == before
+
+
+def test_steps_of_every_size_are_measured_and_counted(digits_folder, tmp_path, capsys):
+    more = ["--image-size-schedule=40:0,48:0.5", "--epochs=3", "--aug-splits=2", "--jsd-loss", "--mixup=0", "--cutmix=0"]
+    assert main.main([*TINY_RUN, *more, f"--data-path={digits_folder}", f"--output_dir={tmp_path / 'new'}", DRY]) == 0
+    out = capsys.readouterr().out
+    assert out.count("a step of training at 40 pixels: ") == out.count("a step of training at 48 pixels: ") == 1
+    assert " hours on cpu for 3 epochs, 288 views" in out
+    cfg = config.parse([*TINY_RUN, *more, "--data-path=x", "--image-size-schedule=40:0,48:0.5,32:0.8", "--epochs=10"])[0]
+    assert cost.epochs_by_size(cfg, 0) == {40: 5, 48: 3, 32: 2} and cost.epochs_by_size(cfg, 6) == {48: 2, 32: 2} and cost.epochs_by_size(cfg, 10) == {32: 0}
 
 
 def test_all_faults_are_told_a_line_each(tmp_path):

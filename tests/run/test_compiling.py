@@ -82,19 +82,21 @@ def test_two_steps_of_a_compiled_network_are_those_of_the_network_as_it_is(name,
 
 
 def test_a_compiled_run_and_its_evaluation_are_those_of_a_run_that_is_not(short_run, tmp_path, backend, capsys):
-    """Odd last batches (40 images in batches of 16) included; each can go on where the other stopped."""
+    """Odd last batches (40 images in batches of 16) included, and images that grow; each can go on where the other stopped."""
     flags = ["--model=resnet18", "--model-kwargs", "channels=[4,8,8,8]", "layers=[1,1,1,1]", "--memory-format=nchw", "--grad-accum-steps=2", "--batch-size=8"]
+    flags += ["--image-size-schedule=40:0,32:0.5"]
     plain, compiled = tmp_path / "plain", tmp_path / "compiled"
     short_run(*flags, f"--output_dir={plain}")
     out = short_run(*flags, f"--output_dir={compiled}", "--compile")
     assert [line.split(" in ")[0] for line in out.splitlines() if line.startswith("compiled")] == [
+        "compiled the training step",
         "compiled the training step",
         "compiled the evaluation",
         "compiled the EMA's evaluation",
     ]
     assert "goes on without" not in out and "in parts" not in out
     num_steps = 2 * 96 // 3 // 16 * 3 * 2  # epochs, steps, micro-batches
-    assert backend.num_runs == 3 + num_steps + 2 * 2 * (40 // 8)
+    assert backend.num_runs == 4 + num_steps + 2 * 2 * (40 // 8)
     for ours, theirs in zip(read_log(compiled), read_log(plain), strict=True):
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-5) and ours["test_acc1"] == theirs["test_acc1"]
         assert ours["test_ema_loss"] == pytest.approx(theirs["test_ema_loss"], rel=1e-5)

@@ -43,7 +43,7 @@ def test_every_published_flag_is_accepted_with_dashes_and_underscores(spelling):
     argv = [spelling(arg) if arg.startswith("--") else arg for arg in PUBLISHED.split()]
     cfg, notes = config.parse(argv)
     assert (cfg.lr_noise, cfg.three_augment, cfg.cutmix_minmax, cfg.set_bn_eval) == ((0.4, 0.9), True, (0.2, 0.8), True)
-    assert [note.split()[0] for note in notes] == ["--dist-eval", "--resplit", "--deploy", "--dist-url", "--world-size", "--local-rank"]
+    assert [note.split()[0] for note in notes] == ["--dist-eval", "--deploy", "--dist-url", "--world-size", "--local-rank", "--resplit"]
 
 
 def test_every_setting_is_read_outside_of_config():
