@@ -25,7 +25,8 @@ from run.compiling import Compiler, NoCompiler, no_compiler
 from run.config import Config, RunConfig
 from run.errors import DamagedImages, InputError
 from run.folder import find_checkpoint
-from run.optim import scaled_lr
+from run.freezing import set_train_mode
+from run.optim import current_lr, told_lr
 from run.signals import StopRequest
 from run.skipping import step_unless
 from run.watch import NotFinite, Watch, first_nonfinite, first_nonfinite_in, require_finite, tensors_of
@@ -49,7 +50,8 @@ class EvalParts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainParts(EvalParts):
-    """What every training step uses, whatever is learnt. `clip` may be neutral. Each task extends it with what it alone knows: how micro-batches
+    """What every training step uses, whatever is learnt. `clip` may be neutral. `keeps_statistics`: see `set_train_mode`; `recomputes`: whether
+    the backward pass runs parts of the network again. Each task extends it with what it alone knows: how micro-batches
     come and make losses, how the network is evaluated, and what the logs say of it.
 
     `bests`: for each best figure in checkpoints, its key in log.txt and the file that holds its weights; the first decides.
@@ -57,7 +59,8 @@ class TrainParts(EvalParts):
 
     clip: Callable
     accum_steps: int = 1
-    freezes_batchnorm: bool = False
+    keeps_statistics: tuple[str, ...] = ()
+    recomputes: bool = False
     seed: int = 0
     log_steps: int = 0
 
@@ -183,7 +186,8 @@ def train_step(parts: TrainParts, state: TrainState, micro_batches: Iterable, *,
         with contextlib.nullcontext() if is_last or not hasattr(state.net, "no_sync") else state.net.no_sync():
             losses = parts.losses(state.net, batch, epoch)
             loss = losses["loss"] / parts.accum_steps
-            state.scaler.scale(state.guard.spread(loss)).backward()
+            with state.guard.keeping_statistics() if parts.recomputes else contextlib.nullcontext():
+                state.scaler.scale(state.guard.spread(loss)).backward()
         total += loss.detach()
         if parts.log_steps:
             tally = {name: tally.get(name, 0.0) + value.detach().double() / parts.accum_steps for name, value in losses.items()}
@@ -229,7 +233,7 @@ def prepare_step(parts: Parts, state: TrainState, *, shape: tuple[int, ...]) -> 
         loss = sum(one.float().mean() for one in (outputs if isinstance(outputs, tuple) else (outputs,)))
         torch.autograd.grad(loss, learning, allow_unused=True)  # and not `backward`, which would have gradients averaged over the processes
 
-    set_train_mode(net, freezes_batchnorm=parts.freezes_batchnorm)
+    set_train_mode(net, keeps_statistics=parts.keeps_statistics)
     parts.compiler.prepare("the training step", unwrap(net), shape, run)
     with torch.no_grad():
         for buffer, value in zip(net.buffers(), before, strict=True):
@@ -293,14 +297,6 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
-def set_train_mode(net: nn.Module, *, freezes_batchnorm: bool) -> None:
-    net.train()
-    if freezes_batchnorm:
-        for module in net.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
-
-
 def train_one_epoch(
     parts: TrainParts,
     state: TrainState,
@@ -318,10 +314,10 @@ def train_one_epoch(
 
     `batches` is an iterable over the micro-batches that are left. `after_step` may save, and stops the epoch by returning True; `look` is
     told of skipped steps (`Watch.look`) at each progress line, `note` called every `parts.log_steps` steps."""
-    set_train_mode(state.net, freezes_batchnorm=parts.freezes_batchnorm)
+    set_train_mode(state.net, keeps_statistics=parts.keeps_statistics)
     state.optimizer.zero_grad(set_to_none=True)
     meter = Meter(num_steps, images_per_step, epoch, num_epochs, first_step=state.step)
-    lr = state.optimizer.param_groups[0]["lr"]
+    lr = current_lr(state.optimizer)
     loss_sum = torch.zeros((), device=parts.rank.device, dtype=torch.float64) + state.loss_sum
     batches = iter(batches)
     for step in range(state.step, num_steps):
@@ -329,7 +325,9 @@ def train_one_epoch(
         micro_batches = [next(batches) for _ in range(parts.accum_steps)]
         meter.data_wait_s += time.perf_counter() - wait_start
         state.scheduler.step_update(epoch * num_steps + step)  # schedules by epochs keep their rate
-        lr = state.optimizer.param_groups[0]["lr"]
+        lr = current_lr(state.optimizer)
+        if state.ema is not None:
+            state.ema.num_updates = epoch * num_steps + step + 1
         loss_sum += train_step(parts, state, micro_batches, epoch=epoch, step=step)
         state.bad_images += sum(len(batch.replaced) for batch in micro_batches)
         state.step = meter.step = step + 1
@@ -363,7 +361,7 @@ def where_it_begins(parts: TrainParts, state: TrainState, loader, *, epoch: int,
     inputs = [parts.inputs(batch, epoch) for _, batch in zip(range(parts.accum_steps), loader.batches(epoch, step), strict=False)]
 
     def forward() -> None:
-        set_train_mode(net, freezes_batchnorm=parts.freezes_batchnorm)
+        set_train_mode(net, keeps_statistics=parts.keeps_statistics)
         start_forward(parts, epoch, step)
         for one in inputs:
             parts.outputs(net, one)
@@ -504,7 +502,7 @@ class Saver:
         sums = dict(zip(state.tally, all_sum(torch.stack(list(state.tally.values()))).tolist(), strict=True))
         num_steps = sums.pop("steps")
         means = {name: _mean(value, num_steps) for name, value in sums.items()}
-        place = {"mode": "train", "epoch": state.epoch + 1, "iter": self.parts.iteration(state.epoch, state.step), "lr": state.optimizer.param_groups[0]["lr"]}
+        place = {"mode": "train", "epoch": state.epoch + 1, "iter": self.parts.iteration(state.epoch, state.step), "lr": current_lr(state.optimizer)}
         step_s = (now - self.last_line[1]) / max(1, state.step - self.last_line[0])
         state.tally, self.last_line = {}, (state.step, now)
         self.write_line(run_records, {**place, **means, "time": step_s})
@@ -541,7 +539,7 @@ def fit(cfg: RunConfig, parts: TrainParts, state: TrainState, loader, val_loader
 
     InputError where too much is not finite to go on, see --on-nonfinite."""
     saver.before_training()
-    while state.epoch < cfg.epochs:
+    while state.epoch < cfg.num_epochs:
         epoch = state.epoch
         try:
             must_stop = _fit_epoch(cfg, parts, state, loader, val_loader, run_records=run_records, saver=saver)
@@ -550,7 +548,7 @@ def fit(cfg: RunConfig, parts: TrainParts, state: TrainState, loader, val_loader
             _go_back(trouble, parts, state, loader, saver=saver)
             saver.full_disk.write(lambda: run_records.rewind(state.epoch, parts.iteration(state.epoch, state.step)))
             continue
-        if must_stop and state.epoch < cfg.epochs:
+        if must_stop and state.epoch < cfg.num_epochs:
             log.warning("told to stop: saved after %sepoch %d; continue with --resume auto", f"step {state.step} of " if state.step else "", epoch)
             return False
     run_records.close()
@@ -567,7 +565,7 @@ def _fit_epoch(cfg: RunConfig, parts: TrainParts, state: TrainState, loader, val
         state,
         parts.batches(loader, epoch, state.step),
         epoch=epoch,
-        num_epochs=cfg.epochs,
+        num_epochs=cfg.num_epochs,
         num_steps=loader.num_steps,
         images_per_step=loader.global_batch,
         after_step=saver.after_step,
@@ -595,7 +593,7 @@ def _fit_epoch(cfg: RunConfig, parts: TrainParts, state: TrainState, loader, val
 def _go_back(trouble: NotFinite, parts: TrainParts, state: TrainState, loader, *, saver: Saver) -> None:
     """Continue from the newest sound checkpoint; InputError, which tells all, where the run may not, or there is none."""
     begin = where_it_begins(parts, state, loader, epoch=trouble.epoch, step=trouble.step)
-    lr = state.optimizer.param_groups[0]["lr"]
+    lr = current_lr(state.optimizer)
     message = f"{trouble} (learning rate {lr:.2e}, precision {saver.watch.precision}): {begin}"
     source = saver.go_back() if saver.watch.may_go_back() else None
     if source is None:
@@ -620,23 +618,27 @@ def announce(cfg: Config, state: TrainState, loader, rank: Rank) -> None:
     """Say what is about to run, and warn of what is rarely meant."""
     sampler = loader.sampler
     log.info(
-        "%s  batch %d x %d processes x %d accumulation = global batch %d  learning rate %g x %d / 512 = %g  on %s",
+        "%s  batch %d x %d processes x %d accumulation = global batch %d  learning rate %s  on %s",
         cfg.model,
         sampler.batch_size,
         rank.world_size,
         cfg.grad_accum_steps,
         loader.global_batch,
-        cfg.lr,
-        loader.global_batch,
-        scaled_lr(cfg.lr, loader.global_batch),
+        told_lr(cfg, loader.global_batch),
         rank.device,
     )
     if loader.global_batch != cfg.recipe_batch:
         log.warning("the recipe was made for a global batch of %d, this run's is %d: accuracies may differ", cfg.recipe_batch, loader.global_batch)
+    parameters, num_steps = list(unwrap(state.net).parameters()), loader.num_steps * cfg.num_epochs
+    if not all(parameter.requires_grad for parameter in parameters):
+        log.info(
+            "%d of %d parameters learn, the others are frozen", sum(one.numel() for one in parameters if one.requires_grad), sum(map(torch.numel, parameters))
+        )
+    if cfg.sched_on_updates:
+        log.info("the learning rate moves at each of %d steps", num_steps)
     if cfg.distillation != "none" and not hasattr(unwrap(state.net), "set_distilled_training"):
         log.info("%s has one output: it learns both terms of the %s distillation loss on it", cfg.model, cfg.distillation)
-    num_steps = loader.num_steps * cfg.epochs
-    if state.ema is not None and num_steps < 3 / max(1 - cfg.model_ema_decay, 1e-12):
+    if state.ema is not None and not state.ema.warms_up and num_steps < 3 / max(1 - cfg.model_ema_decay, 1e-12):
         log.warning(
             "--model-ema-decay %g averages over %.0f steps, more than a third of this run's %d: its EMA will lag; lower the decay",
             cfg.model_ema_decay,

@@ -1,6 +1,7 @@
 """From logits to a scalar: the criterion of a recipe, with or without a teacher."""
 
-from timm.loss import JsdCrossEntropy
+import torch
+from timm.loss import BinaryCrossEntropy, JsdCrossEntropy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -54,11 +55,21 @@ class TargetLoss(nn.Module):
         return self.base(outputs, targets)
 
 
+class BinaryLoss(BinaryCrossEntropy):
+    """timm's binary cross entropy of (B, C) logits against (B,) classes or (B, C) targets; in full precision under autocast too."""
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return super().forward(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)
+
+
 def build_criterion(cfg: Config) -> nn.Module:
     """The recipe's criterion: `(outputs, targets, teacher_output) -> scalar`.
 
     Targets are smoothed in the mixing where there is one, else in the loss."""
-    base = nn.CrossEntropyLoss(label_smoothing=0.0 if cfg.is_mixing else cfg.smoothing)
+    smoothing = 0.0 if cfg.is_mixing else cfg.smoothing
+    base = nn.CrossEntropyLoss(label_smoothing=smoothing)
+    if cfg.bce_loss:
+        base = BinaryLoss(smoothing, target_threshold=cfg.bce_target_thresh, sum_classes=cfg.bce_sum)
     if cfg.jsd_loss:
         base = JsdCrossEntropy(num_splits=cfg.aug_splits, smoothing=cfg.smoothing)
     if cfg.distillation == "none":

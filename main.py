@@ -35,19 +35,20 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
             checkpoint.load_finetune(net, cfg.finetune)
     net.to(rank.device, memory_format=memory_format)
     compiler = compiling.build_compiler(cfg, rank)
-    state = build_state(cfg, net, rank, compiler, global_batch=loader.global_batch, bests=engine.Parts.bests)
+    state = build_state(cfg, net, rank, compiler, global_batch=loader.global_batch, num_steps=loader.num_steps, bests=engine.Parts.bests)
     run = {"global_batch": loader.global_batch, "num_images": len(train_images), "class_names": train_images.classes}
     if source := find_checkpoint(cfg, folder, rank):
         checkpoint.resume(cfg, state, source, run=run, rank=rank)
     parts = engine.Parts(
         criterion=losses.build_criterion(cfg),
-        teacher=labelling.build_teacher(cfg, loader, rank, num_classes=num_classes, epochs=range(state.epoch, cfg.epochs)),
+        teacher=labelling.build_teacher(cfg, loader, rank, num_classes=num_classes, epochs=range(state.epoch, cfg.num_epochs)),
         mix=augment.build_mixing(cfg, loader.plan, num_classes),
         clip=clipping.build_clipping(cfg),
         amp_dtype=amp_dtype,
         memory_format=memory_format,
         accum_steps=cfg.grad_accum_steps,
-        freezes_batchnorm=cfg.set_bn_eval,
+        keeps_statistics=cfg.keeps_statistics,
+        recomputes=cfg.grad_checkpointing,
         seed=cfg.seed,
         rank=rank,
         compiler=compiler,

@@ -61,8 +61,8 @@ def all_sum(values: Tensor) -> Tensor:
 
 
 def mean_over_processes(values: Tensor, rank: Rank) -> Tensor:
-    """The mean of `values` over all processes, on the device they are on."""
-    return all_sum(values.to(rank.device, copy=True)).div_(rank.world_size).to(values.device)
+    """The mean of `values` over all processes, on the device they are on; of equal values exactly these, for they are summed in double precision."""
+    return all_sum(values.to(rank.device, torch.float64, copy=True)).div_(rank.world_size).to(values)
 
 
 def gather(values: Tensor, rank: Rank) -> Tensor:

@@ -168,7 +168,7 @@ def continued_at(said: str, num_steps: int) -> float:
 
 def make_killed(flags: list[str], folder: Path, output: Path, *, num_kills: int, num_steps: int, num_saves: int, draw: random.Random) -> Kills:
     """The run of `num_saves` checkpoints, killed `num_kills` times and made to its end; InputError where it ends before that."""
-    kills, furthest, num_epochs = Kills(), 0.0, config.parse(flags)[0].epochs
+    kills, furthest, num_epochs = Kills(), 0.0, config.parse(flags)[0].num_epochs
     kinds = [KINDS[i % len(KINDS)] for i in range(num_kills)]
     draw.shuffle(kinds)
     for kind in [*kinds, None]:

@@ -63,8 +63,8 @@ def train(cfg: BackboneConfig, task: Task, rank, held: contextlib.ExitStack) -> 
     """Train: from scratch, from given weights, or on from a checkpoint. The exit code; `held` is to be closed when the run ends."""
     import engine
     import utils
-    from features import norms, weights
-    from run import checkpoint, clipping, hardware, optim, records, signals, watch
+    from features import weights
+    from run import checkpoint, clipping, hardware, norms, optim, records, signals, watch
     from run.folder import claim_folder, find_checkpoint
 
     amp_dtype = hardware.pick_amp(cfg.amp, rank.device)
@@ -79,7 +79,7 @@ def train(cfg: BackboneConfig, task: Task, rank, held: contextlib.ExitStack) -> 
     optimizer = optim.build_dense_optimizer(cfg, net, lr=cfg.lr, weight_decay=cfg.weight_decay, spared=weights.no_weight_decay(net))
     settings = {"clip": clipping.build_clipping(cfg), "amp_dtype": amp_dtype, "accum_steps": cfg.grad_accum_steps, "seed": cfg.seed}
     parts = task.build_parts(cfg, val_data, num_steps=loader.num_steps, log_steps=cfg.log_steps, rank=rank, **settings)
-    if rank.world_size > 1:
+    if rank.world_size > 1 and not net.backbone.keeps_statistics:
         net = norms.synchronised(net, rank.device)
     state = checkpoint.TrainState(
         ema=None,

@@ -16,6 +16,7 @@ from loading.keys import Plan
 from run import clipping, compiling, config, hardware, network
 from run.checkpoint import TrainState
 from run.compiling import Compiler, NoCompiler
+from run.freezing import set_train_mode
 from run.state import build_state
 
 NUM_CLASSES = 1000
@@ -61,9 +62,11 @@ def side_of(
         memory_format=hardware.pick_memory_format(cfg.memory_format, rank.device, amp_dtype),
         rank=rank,
         compiler=compiler,
+        keeps_statistics=cfg.keeps_statistics,
+        recomputes=cfg.grad_checkpointing,
     )
     engine.prepare_step(parts, state, shape=(max(1, cfg.aug_splits) * plan.num_positions, 3, size, size))
-    engine.set_train_mode(state.net, freezes_batchnorm=cfg.set_bn_eval)
+    set_train_mode(state.net, keeps_statistics=cfg.keeps_statistics)
     return Side(parts, state)
 
 
@@ -73,7 +76,7 @@ def build_side(cfg: config.Config, plan: Plan, rank: utils.Rank, *, answers) -> 
     torch.manual_seed(0)
     net = network.build(cfg, NUM_CLASSES, distillation=cfg.distillation != "none").to(rank.device, memory_format=memory_format)
     compiler = compiling.build_compiler(cfg, rank)
-    state = build_state(cfg, net, rank, compiler, global_batch=cfg.batch_size)
+    state = build_state(cfg, net, rank, compiler, global_batch=cfg.batch_size, num_steps=1)
     return side_of(cfg, plan, rank, state, compiler=compiler, answers=answers, num_classes=NUM_CLASSES)
 
 

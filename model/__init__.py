@@ -4,6 +4,7 @@ layers.py        layers that architectures share, and their folding
 depthwise.py     depthwise convolution, quick in channels-last on CPUs
 mixers.py        token mixers that architectures share
 recconv.py       forms of recursive convolution, by name
+recompute.py     gradient checkpointing
 nets.py          skeletons from stem to heads
 registration.py  how architectures enter timm's registry
 recnext_m.py     RecNeXt-M

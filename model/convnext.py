@@ -5,13 +5,14 @@ RepNeXt: A Fast Multi-Scale CNN using Structural Reparameterization (https://arx
 Source: timm's `convnext_femto` (Apache-2.0), whose blocks and state-dict names these are, and https://github.com/suous/RepNeXt (Apache-2.0).
 """
 
+import torch
 from timm.layers import LayerNorm2d, calculate_drop_path_rates
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
 from model.depthwise import DepthwiseConv2d
 from model.layers import average_pool
-from model.nets import PooledNet, Stage
+from model.nets import Blocks, PooledNet, Stage, staged_group_matcher
 from model.registration import pretrained_cfg, register
 
 
@@ -82,7 +83,7 @@ class ConvNeXt(PooledNet):
         stages = []
         for i, rates in enumerate(calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)):
             downsample = Downsample(dims[i - 1], norm_in_branch=norm_in_branch) if i > 0 else nn.Identity()
-            stages.append(Stage(downsample, nn.Sequential(*[ConvNeXtBlock(dims[i], conv_mlp=True, drop_path=rate) for rate in rates])))
+            stages.append(Stage(downsample, Blocks(*[ConvNeXtBlock(dims[i], conv_mlp=True, drop_path=rate) for rate in rates])))
         self.stages = nn.Sequential(*stages)
         self.apply(_init_weights)
         self.reset_classifier(num_classes, global_pool)
@@ -96,6 +97,10 @@ class ConvNeXt(PooledNet):
     def _build_heads(self, num_classes: int) -> tuple[nn.Module, ...]:
         self.head = Head(self.num_features, num_classes, self.drop_rate)
         return (self.head,)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, str | list]:
+        return staged_group_matcher(coarse)
 
     def get_classifier(self) -> nn.Module:
         return self.head.fc

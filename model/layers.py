@@ -109,7 +109,8 @@ class ChannelScale(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         # Under autocast x is in half precision, like a convolution's result.
         out = x * self.weight.flatten(1).unsqueeze(2).to(x.dtype)
-        return out if self.bias is None else out + self.bias.view(-1, 1, 1).to(x.dtype)
+        bias = self.bias
+        return out if bias is None else out + bias.view(-1, 1, 1).to(x.dtype)
 
 
 class ConvNorm(nn.Sequential):
@@ -204,7 +205,7 @@ class Residual(nn.Module):
 class Classifier(nn.Module):
     """Class head and distillation head: (B, dim) -> (B, num_classes), the mean of both.
 
-    While training with `distillation` it returns the pair (class logits, distillation logits)."""
+    While training with `distillation` it returns the pair (class logits, distillation logits); scripted, the mean there too, as timm's do."""
 
     def __init__(self, dim: int, num_classes: int, *, distillation: bool):
         super().__init__()
@@ -219,7 +220,7 @@ class Classifier(nn.Module):
         if self.num_classes == 0:
             return x
         logits, logits_dist = self.head(x), self.head_dist(x)
-        if self.training and self.distillation:
+        if self.training and self.distillation and not torch.jit.is_scripting():
             return logits, logits_dist
         return (logits + logits_dist) / 2
 

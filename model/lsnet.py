@@ -25,7 +25,7 @@ from model.layers import (
     keep_layout,
 )
 from model.mixers import matmul_laid_out_like
-from model.nets import PooledNet
+from model.nets import Blocks, PooledNet
 from model.registration import pretrained_cfg, register
 from model.ska import ska
 
@@ -169,7 +169,7 @@ class LSNet(PooledNet):
     Feature maps (`features_only`, `forward_intermediates`) are to be had at any size, with the attention's biases resized.
 
     `dims` and `depths` give each stage's channels and blocks. `head_dist` exists with `distillation` or `has_head_dist`; training returns the
-    pair of logits with `distillation`, else their mean. `drop_path_rate` is reached by the last block, linearly from 0."""
+    pair of logits with `distillation`, else, and scripted, their mean. `drop_path_rate` is reached by the last block, linearly from 0."""
 
     def __init__(
         self,
@@ -211,7 +211,7 @@ class LSNet(PooledNet):
                 else:
                     mixer = LSConv(dim)
                 layers.append(Block(mixer, dim, use_se=use_se, drop_path_rate=rate))
-            self.add_module(f"blocks{i + 1}", nn.Sequential(*layers))
+            self.add_module(f"blocks{i + 1}", Blocks(*layers))
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
 
@@ -233,6 +233,12 @@ class LSNet(PooledNet):
         )
         self.head, self.head_dist = heads[0], heads[1] if self.has_head_dist else None
         return heads
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, str | list]:
+        # The two convolutions that downsample go with the block behind them.
+        by_block = [(r"^blocks([2-4])\.[01]\.", (2,)), (r"^blocks(\d)\.(\d+)", None)]
+        return {"stem": r"^patch_embed", "blocks": r"^blocks(\d)" if coarse else by_block}
 
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
         return self.head if self.head_dist is None else (self.head, self.head_dist)
@@ -265,7 +271,7 @@ class LSNet(PooledNet):
         if self.head_dist is None:
             return logits
         logits_dist = self.head_dist(x)
-        if self.training and self.distillation and self.num_classes > 0:
+        if self.training and self.distillation and self.num_classes > 0 and not torch.jit.is_scripting():
             return logits, logits_dist
         return (logits + logits_dist) / 2
 

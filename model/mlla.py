@@ -11,13 +11,14 @@ from collections import OrderedDict
 
 import torch
 from timm.layers import DropPath, Mlp, calculate_drop_path_rates, to_2tuple
+from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import Tensor, nn
 from torch.nn.functional import linear, relu, silu
 
 from model.depthwise import DepthwiseConv2d
 from model.layers import ConvNorm, average_pool
 from model.mixers import LinearAttention, RecAttn2d, RecConv2d, kernel_feature, run_in_float32
-from model.nets import PooledNet
+from model.nets import Blocks, PooledNet
 from model.recconv import TransposedRecConv2d
 from model.registration import pretrained_cfg, register
 
@@ -180,7 +181,7 @@ class Layer(nn.Module):
 
     def __init__(self, blocks: list[nn.Module], downsample: nn.Module):
         super().__init__()
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = Blocks(*blocks)
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
@@ -273,6 +274,12 @@ class MLLA(PooledNet):
     def _build_heads(self, num_classes: int) -> tuple[nn.Module, ...]:
         self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
         return (self.head,)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, str | list]:
+        # What downsamples comes last in its layer: it is a block of its own, or as much.
+        by_block = [(r"^layers\.(\d+)\.blocks\.(\d+)", None), (r"^layers\.(\d+)\.downsample", (MATCH_PREV_GROUP[0] - 1,))]
+        return {"stem": r"^patch_embed", "blocks": [(r"^layers\.(\d+)", None)] if coarse else by_block, "norm": [(r"^norm", MATCH_PREV_GROUP)]}
 
     def get_classifier(self) -> nn.Module:
         return self.head

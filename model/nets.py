@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from model.depthwise import DepthwiseConv2d
 from model.layers import Classifier, ConvNorm, average_pool, fold_norm_after, norm_scale_shift
+from model.recompute import recomputed
 
 # ---- blocks of the RecNeXt and RepNeXt families
 
@@ -58,6 +59,23 @@ class MixerBlock(nn.Module):
         return self
 
 
+class Blocks(nn.Sequential):
+    """Blocks in a row: (B, C, H, W) -> (B, C', H', W'). With `grad_checkpointing`, backward gets their inputs alone."""
+
+    def __init__(self, *blocks: nn.Module):
+        super().__init__(*blocks)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            for block in self:
+                x = recomputed(block, x)
+        else:
+            for block in self:
+                x = block(x)
+        return x
+
+
 class Downsample(nn.Module):
     """A token mixer that halves the resolution and doubles the channels, BatchNorm, a residual MLP.
 
@@ -94,13 +112,17 @@ class PooledNet(nn.Module):
 
     Maps (B, in_chans, H, W) to (B, num_classes). A family names its modules as its published checkpoints do and defines
     `trunk` and `cut_trunk`, `forward_features`, `forward_head`, `get_classifier` and `_build_heads`.
-    `features` describes the maps that `features_only` gives: (channels, reduction of the image's sides, module, trunk layers up to it)."""
+    `features` describes the maps that `features_only` gives: (channels, reduction of the image's sides, module, trunk layers up to it).
+    Blocks in a row are `Blocks`, or of `block_type` where they are layers of the trunk themselves."""
+
+    block_type: type[nn.Module] | tuple = ()
 
     def __init__(self, *, in_chans: int, features: list[tuple[int, int, str, int]], num_features: int, distillation: bool):
         super().__init__()
         self.in_chans = in_chans
         self.num_features = self.head_hidden_size = num_features
         self.distillation = distillation
+        self.grad_checkpointing = False
         self.feature_info = [{"num_chs": chs, "reduction": reduction, "module": module} for chs, reduction, module, _ in features]
         self.feature_depths = [depth for *_, depth in features]
 
@@ -115,6 +137,29 @@ class PooledNet(nn.Module):
     def _build_heads(self, num_classes: int) -> tuple[nn.Module, ...]:
         """Set the modules behind pooling; returns the new ones."""
         raise NotImplementedError
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str | list]:
+        """Names of parameters to groups, from the stem to the last block, or stage with `coarse`; what matches nothing is the heads'.
+
+        timm's form, which its `group_parameters` and layer-wise learning rates read: a pattern, or several with what is appended to the numbers
+        that each finds. Names are sorted by these numbers; those with the same make a group."""
+        raise NotImplementedError
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether backward computes blocks again instead of getting what they computed: less memory, the same results, more time."""
+        for module in self.modules():
+            if hasattr(module, "grad_checkpointing"):
+                module.grad_checkpointing = enable
+
+    def _run(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """`layer` of the trunk, of x."""
+        return recomputed(layer, x) if self.grad_checkpointing and isinstance(layer, self.block_type) else layer(x)
+
+    def _run_trunk(self, x: Tensor) -> Tensor:
+        for layer in self.trunk():
+            x = self._run(layer, x)
+        return x
 
     def reset_classifier(self, num_classes: int, global_pool: str = "avg") -> None:
         """New heads for `num_classes` classes (0: none); `global_pool` is `avg`, or empty for feature maps."""
@@ -149,7 +194,7 @@ class PooledNet(nn.Module):
         layers = self.trunk()
         intermediates = []
         for depth, layer in enumerate(layers[: self.feature_depths[last_index]] if stop_early else layers, start=1):
-            x = layer(x)
+            x = self._run(layer, x)
             if depth in take_depths:
                 intermediates.append(x)
         return intermediates if intermediates_only else (x, intermediates)
@@ -166,6 +211,18 @@ class PooledNet(nn.Module):
         if prune_head or is_cut:
             self.reset_classifier(0, "")
         return take_indices
+
+
+def stage_patterns(module: str, depths: list[int]) -> list[tuple[str, tuple[int, ...]]]:
+    """Patterns of `group_matcher` for layers `module.0`, `module.1`, ... of one row, a group for those up to each of `depths` (counted from 1)."""
+    starts = [0, *depths[:-1]]
+    return [(rf"^{module}\.(?:{'|'.join(map(str, range(start, end)))})\.", (i,)) for i, (start, end) in enumerate(zip(starts, depths, strict=True))]
+
+
+def staged_group_matcher(coarse: bool) -> dict[str, str | list]:
+    """`group_matcher` of networks whose `Stage`s follow a `stem`; a downsampling layer goes with the block behind it."""
+    by_block = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
+    return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else by_block}
 
 
 class Stage(nn.Module):
@@ -214,6 +271,10 @@ class StagedNet(PooledNet):
     def _build_heads(self, num_classes: int) -> tuple[nn.Module, ...]:
         self.head = Classifier(self.num_features, num_classes, distillation=self.distillation)
         return (self.head,)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, str | list]:
+        return staged_group_matcher(coarse)
 
     def get_classifier(self) -> nn.Module:
         return self.head

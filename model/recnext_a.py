@@ -8,7 +8,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from model.mixers import build_rec_attention
-from model.nets import Downsample, Stage, StagedNet, Stem, mlp, strided_conv
+from model.nets import Blocks, Downsample, Stage, StagedNet, Stem, mlp, strided_conv
 from model.registration import DISTILLATION_TAGS, register, staged_pretrained_cfgs
 
 
@@ -47,7 +47,7 @@ class RecNeXtA(StagedNet):
         for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
             downsample = Downsample(strided_conv(dims[i - 1]), dims[i - 1], mlp_ratio) if i > 0 else nn.Identity()
             blocks = [Block(dim, mlp_ratio, num_heads=2 ** (i + 1), drop_path_rate=drop_path_rate) for _ in range(depth)]
-            stages.append(Stage(downsample, nn.Sequential(*blocks)))
+            stages.append(Stage(downsample, Blocks(*blocks)))
         super().__init__(
             stem=Stem(in_chans, dims[0]),
             stages=stages,

@@ -6,7 +6,7 @@ Source: https://github.com/suous/RecNeXt (Apache-2.0); state-dict names are the 
 
 from torch import nn
 
-from model.nets import Downsample, MixerBlock, Stage, StagedNet, Stem, strided_conv
+from model.nets import Blocks, Downsample, MixerBlock, Stage, StagedNet, Stem, strided_conv
 from model.recconv import build_mixer
 from model.registration import DISTILLATION_TAGS, register, staged_pretrained_cfgs
 
@@ -35,7 +35,7 @@ class RecNeXtM(StagedNet):
         for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
             downsample = Downsample(strided_conv(dims[i - 1]), dims[i - 1], mlp_ratio) if i > 0 else nn.Identity()
             blocks = [MixerBlock(build_mixer(mixer, dim, level=4 - i), dim, mlp_ratio, drop_path_rate=drop_path_rate) for _ in range(depth)]
-            stages.append(Stage(downsample, nn.Sequential(*blocks)))
+            stages.append(Stage(downsample, Blocks(*blocks)))
         super().__init__(
             stem=Stem(in_chans, dims[0]),
             stages=stages,

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from model.layers import ConvNorm, add_identity_and_1x1, dense, keep_layout
 from model.mixers import build_attention, build_rec_attention
-from model.nets import Stage, StagedNet, mlp
+from model.nets import Blocks, Stage, StagedNet, mlp
+from model.recompute import recomputed
 from model.registration import DISTILLATION_TAGS, register, staged_pretrained_cfgs
 
 SHARE_EVERY = 5  # blocks of the last stage, of which the last one shares
@@ -94,13 +95,23 @@ class BorrowingBlock(nn.Module):
 
 
 class SharingStage(Stage):
-    """Stage of blocks that lend and borrow attended channels: (B, in_chs, H, W) -> (B, dim, H/2, W/2)."""
+    """Stage of blocks that lend and borrow attended channels: (B, in_chs, H, W) -> (B, dim, H/2, W/2).
+
+    `grad_checkpointing` is that of `Blocks`."""
+
+    def __init__(self, downsample: nn.Module, blocks: nn.Module):
+        super().__init__(downsample, blocks)
+        self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
         lent: list[Tensor] = []
-        for block in self.blocks:
-            x, lent = block(x, lent)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            for block in self.blocks:
+                x, lent = recomputed(block, x, lent)
+        else:
+            for block in self.blocks:
+                x, lent = block(x, lent)
         return x
 
 
@@ -173,7 +184,7 @@ class RecNeXtT(StagedNet):
                 stages.append(SharingStage(downsample, nn.ModuleList(blocks)))
             else:
                 blocks = [Block(dim, mlp_ratio, drop_path_rate=rate, **settings) for rate in rates[i]]
-                stages.append(Stage(downsample, nn.Sequential(*blocks)))
+                stages.append(Stage(downsample, Blocks(*blocks)))
         super().__init__(
             stem=Stem(in_chans, dims[0], has_last_act=depths[0] == 0),
             stages=stages,

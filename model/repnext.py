@@ -12,7 +12,7 @@ from torch.nn.functional import conv2d, pad
 
 from model.depthwise import DepthwiseConv2d, depthwise_conv2d
 from model.layers import Classifier, NormLinear, dense, keep_layout, norm_scale_shift
-from model.nets import Downsample, MixerBlock, Stage, StagedNet, Stem, strided_conv
+from model.nets import Blocks, Downsample, MixerBlock, Stage, StagedNet, Stem, strided_conv
 from model.registration import DISTILLATION_TAGS, register, staged_pretrained_cfgs
 
 
@@ -20,6 +20,17 @@ def _pad_kernel(kernel: Tensor, size: int) -> Tensor:
     """(dim, 1, h, w) kernel with odd sides, centred in zeros: (dim, 1, size, size)."""
     rows, columns = (size - kernel.shape[2]) // 2, (size - kernel.shape[3]) // 2
     return pad(kernel, [columns, columns, rows, rows])
+
+
+def _sum_biases(biases: list[Tensor | None]) -> Tensor:
+    """(dim,) sum of those that there are, the first among them; TorchScript takes any convolution's bias for one that may be missing."""
+    total = biases[0]
+    if total is None:
+        raise ValueError("the first convolution of a sum has a bias")
+    for bias in biases[1:]:
+        if bias is not None:
+            total = total + bias
+    return total
 
 
 class MergedDepthwise(nn.Module):
@@ -65,9 +76,9 @@ class RepDWConvS(MergedDepthwise):
         kernel_w, kernel_h = self.conv_3_w.weight, self.conv_3_h.weight
         weight = self.conv_3_3.weight.clone()
         weight[:, :, ::2, ::2] += self.conv_2_2.weight
-        bias = self.conv_3_3.bias + self.conv_2_2.bias
+        bias = _sum_biases([self.conv_3_3.bias, self.conv_2_2.bias, self.conv_3_w.bias, self.conv_3_h.bias])
         if self.stride == 1:
-            return weight + _pad_kernel(kernel_w, 3) + _pad_kernel(kernel_h, 3), bias + self.conv_3_w.bias + self.conv_3_h.bias
+            return weight + _pad_kernel(kernel_w, 3) + _pad_kernel(kernel_h, 3), bias
         return weight + kernel_h * kernel_w, bias
 
 
@@ -88,7 +99,7 @@ class RepDWConvM(MergedDepthwise):
         weight = self.conv_7_7.weight + self.conv_7_h.weight * self.conv_7_w.weight
         for kernel in (self.conv_5_3.weight, self.conv_3_5.weight, self.conv_5_h.weight * self.conv_5_w.weight):
             weight = weight + _pad_kernel(kernel, 7)
-        return weight, self.conv_7_7.bias + self.conv_5_3.bias + self.conv_3_5.bias
+        return weight, _sum_biases([self.conv_7_7.bias, self.conv_5_3.bias, self.conv_3_5.bias])
 
 
 class ChunkConv(nn.Module):
@@ -172,7 +183,7 @@ class RepNeXt(StagedNet):
                 downsample = Downsample(strided_conv(dims[i - 1]) if is_single_branch else CopyConv(dims[i - 1]), dims[i - 1], mlp_ratio)
             mixers = [DepthwiseConv2d(dim, 11) if is_single_branch else ChunkConv(dim) for _ in range(depth)]
             blocks = [MixerBlock(mixer, dim, mlp_ratio, drop_path_rate=drop_path_rate) for mixer in mixers]
-            stages.append(Stage(downsample, nn.Sequential(*blocks)))
+            stages.append(Stage(downsample, Blocks(*blocks)))
         super().__init__(
             stem=Stem(in_chans, dims[0]),
             stages=stages,

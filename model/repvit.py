@@ -4,6 +4,7 @@ Paper: RepViT: Revisiting Mobile CNN From ViT Perspective (https://arxiv.org/abs
 Source: https://github.com/THU-MIG/RepViT (Apache-2.0); state-dict names are the published ones, which timm's RepViT has renamed.
 """
 
+import torch
 from timm.layers import SqueezeExcite, calculate_drop_path_rates
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from model.layers import (
     average_pool,
     fold_norm_after,
 )
-from model.nets import PooledNet
+from model.nets import PooledNet, stage_patterns
 from model.registration import pretrained_cfg, register
 
 
@@ -63,7 +64,7 @@ class Block(nn.Module):
 class Classifier(nn.Module):
     """Class head and, with `distillation`, distillation head: (B, dim) -> (B, num_classes), the mean of both.
 
-    While training with `distillation` it returns the pair (class logits, distillation logits)."""
+    While training with `distillation` it returns the pair (class logits, distillation logits); scripted, the mean there too, as timm's do."""
 
     def __init__(self, dim: int, num_classes: int, *, distillation: bool):
         super().__init__()
@@ -74,10 +75,13 @@ class Classifier(nn.Module):
             self.classifier_dist = NormLinear(dim, num_classes, names=LEVIT_HEAD_NAMES) if num_classes > 0 else nn.Identity()
 
     def forward(self, x: Tensor):
-        if not self.distillation or self.num_classes == 0:
-            return self.classifier(x)
-        logits, logits_dist = self.classifier(x), self.classifier_dist(x)
-        return (logits, logits_dist) if self.training else (logits + logits_dist) / 2
+        logits = self.classifier(x)
+        if self.distillation and self.num_classes > 0:
+            logits_dist = self.classifier_dist(x)
+            if self.training and not torch.jit.is_scripting():
+                return logits, logits_dist
+            logits = (logits + logits_dist) / 2
+        return logits
 
     def fuse(self) -> nn.Module:
         if self.num_classes == 0:
@@ -90,6 +94,8 @@ class RepViT(PooledNet):
     """RepViT: (B, in_chans, H, W) -> (B, num_classes), for H and W from 32 up.
 
     `blocks` lists each block's (channels, squeeze-excite, stride); `drop_path_rate` is reached by the last one, linearly from 0."""
+
+    block_type = Block
 
     def __init__(
         self,
@@ -125,11 +131,17 @@ class RepViT(PooledNet):
         self.classifier = Classifier(self.num_features, num_classes, distillation=self.distillation)
         return (self.classifier,)
 
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, str | list]:
+        return {"stem": r"^features\.0\.", "blocks": stage_patterns("features", self.feature_depths) if coarse else r"^features\.(\d+)"}
+
     def get_classifier(self) -> nn.Module:
         return self.classifier
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, num_features, h, w): the last block's feature map."""
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return self._run_trunk(x)
         return self.features(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False):

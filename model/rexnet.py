@@ -7,11 +7,12 @@ Differences: the published `features` end with a pooling layer without state; he
 
 import math
 
+import torch
 from timm.layers import DropPath, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from model.layers import FoldingSequential, keep_layout
-from model.nets import PooledNet
+from model.nets import PooledNet, stage_patterns
 from model.registration import pretrained_cfg, register
 
 GROUP_DEPTHS = (1, 2, 2, 3, 3, 5)  # bottlenecks per group
@@ -72,6 +73,8 @@ class ReXNet(PooledNet):
     A subclass gives the channels of the stem, of the bottlenecks and before pooling. `head_chs` is the width of a hidden layer of the head, if
     it has one. `drop_path_rate` is reached by the last bottleneck, linearly from 0."""
 
+    block_type = Bottleneck
+
     def __init__(
         self,
         *,
@@ -124,11 +127,23 @@ class ReXNet(PooledNet):
         self.output = FoldingSequential(*hidden, nn.Dropout(self.drop_rate), nn.Conv2d(dim, num_classes, 1) if num_classes > 0 else nn.Identity())
         return (self.output,)
 
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, str | list]:
+        num_layers = len(self.features)
+        last = next(i for i in range(num_layers, 0, -1) if isinstance(self.features[i - 1], Bottleneck))
+        if coarse:
+            blocks = stage_patterns("features", [*self.feature_depths[:-1], num_layers])
+        else:  # the convolution behind the bottlenecks and its BatchNorm make one layer
+            blocks = [(r"^features\.(\d+)\.out", None), (r"^features\.\d+", (last,))]
+        return {"stem": rf"^features\.[0-{NUM_STEM_LAYERS - 1}]\.", "blocks": blocks}
+
     def get_classifier(self) -> nn.Module:
         return self.output[-1]
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, num_features, h, w): the feature map before pooling."""
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return self._run_trunk(x)
         return self.features(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

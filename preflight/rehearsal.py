@@ -126,10 +126,11 @@ class _Training(_Rehearsal):
             with self.faults.looking():
                 checkpoint.load_finetune(net, cfg.finetune)
         with self.faults.looking():
-            optim.build_optimizer(cfg, nn.Linear(1, 1) if net is None else net, cfg.batch_size)  # also where there is no network
-            if net is not None:
-                global_batch = loader.global_batch if loader else cfg.recipe_batch
-                state = build_state(cfg, self.laid_out(net), self.alone, no_compiler, global_batch=global_batch, bests=engine.Parts.bests)
+            if net is None:
+                optim.build_optimizer(dataclasses.replace(cfg, layer_decay=None), nn.Linear(1, 1), cfg.batch_size)
+            else:
+                sizes = {"global_batch": loader.global_batch, "num_steps": loader.num_steps} if loader else {"global_batch": cfg.recipe_batch, "num_steps": 1}
+                state = build_state(cfg, self.laid_out(net), self.alone, no_compiler, **sizes, bests=engine.Parts.bests)
         with self.faults.looking():
             if source and state is not None and loader is not None:
                 run = {"global_batch": loader.global_batch, "num_images": len(self.train), "class_names": self.train.classes}
@@ -151,7 +152,7 @@ class _Training(_Rehearsal):
                 with self.faults.looking():
                     read_weights(cfg)
             return found
-        epochs = range(state.epoch if state is not None else cfg.start_epoch, cfg.epochs)
+        epochs = range(state.epoch if state is not None else cfg.start_epoch, cfg.num_epochs)
         with self.faults.looking():
             found = labelling.build_teacher(cfg, loader, self.alone, num_classes=self.num_classes, epochs=epochs)
         if isinstance(found, StoredLabels):
@@ -190,7 +191,7 @@ class _Training(_Rehearsal):
         cfg = self.cfg
         batch_size = loader.sampler.batch_size if loader is not None else cfg.batch_size
         asked = teacher.teacher if isinstance(teacher, StoredLabels) else teacher
-        num_epochs = max(0, cfg.epochs - state.epoch)
+        num_epochs = max(0, cfg.num_epochs - state.epoch)
         num_asked = (self.num_missing if isinstance(teacher, StoredLabels) else num_epochs) if asked not in (None, no_teacher) else 0
         kinds = [(num_asked, asked)] if num_asked else []
         kinds += [(num_epochs - num_asked, no_teacher)] if num_asked < num_epochs or not kinds else []

@@ -10,7 +10,9 @@ manifest.py    what stored labels say before torch is there
 hardware.py    device, precision, layout
 process.py     joining the other processes, and leaving them
 compiling.py   networks through torch.compile
-network.py     the network that a recipe names
+network.py     the network that a recipe names, and how it is trained
+freezing.py    parts of it that do not learn
+norms.py       BatchNorm over all processes
 optim.py       optimiser, schedule, EMA
 clipping.py    gradient clipping
 skipping.py    steps that are not finite, left out on the device

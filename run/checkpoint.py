@@ -263,14 +263,19 @@ FREE_SETTINGS = {
     "teacher_path", "teacher_labels", "teacher_labels_mode", "data_path", "num_workers", "pin_mem", "model_ema_force_cpu", "on_full_disk",
     "compile", "compile_mode", "full_disk_minutes", "max_bad_images", "skip_bad_images", "on_nonfinite", "max_skipped_steps",
     "data_format", "data_cache", "data_cache_gb", "class_map", "classes", "inc_path", "ina_path", "inr_path", "insk_path", "inv2_path",
-    "real_labels", "fgsm_test", "pgd_test", "num_classes", "backbone_weights", "metrics", "log_steps",
+    "real_labels", "fgsm_test", "pgd_test", "num_classes", "backbone_weights", "metrics", "log_steps", "grad_checkpointing",
 }  # fmt: skip
+
+
+# How some settings divide parameters into groups, of which the optimiser's state consists: from a setting's name to its value.
+REGROUPING = {"--freeze": lambda value: list(value("freeze") or ()), "--layer-decay": lambda value: value("layer_decay") is not None}
 
 
 def _changes(checkpoint: dict, cfg: RunConfig, run: dict) -> list[str]:
     """How the recipe of `checkpoint` differs from `cfg` and `run`, a line per setting."""
-    usual = {field.name: field.default for field in dataclasses.fields(cfg)}  # of settings that there were not yet
-    there = {**usual, "loader": "reference", **checkpoint["args"], **checkpoint.get("run", {})}  # the only loader before there was the setting
+    # A run from before there was a setting ran as its default now says, but that its only loader was the reference.
+    defaults = {field.name: field.default for field in dataclasses.fields(cfg)}
+    there = {**defaults, "loader": "reference", **checkpoint["args"], **checkpoint.get("run", {})}
     here = {**dataclasses.asdict(cfg), **run}
     names = [name for name in here if name in there and name not in FREE_SETTINGS]
     return [f"{name} was {_brief(there[name])}, is {_brief(here[name])}" for name in names if _plain(there[name]) != _plain(here[name])]
@@ -291,6 +296,12 @@ def _require_same_recipe(checkpoint: dict, cfg: RunConfig, run: dict, source: st
             f"--resume {source}: the recipe changed: "
             + "; ".join(changes)
             + ". Resume with the settings of the args.yaml beside it, or accept with --allow-config-change"
+        )
+    regrouped = [flag for flag, grouping in REGROUPING.items() if grouping(checkpoint["args"].get) != grouping(lambda name: getattr(cfg, name, None))]
+    if regrouped:
+        raise InputError(
+            f"--resume {source}: {' and '.join(regrouped)} changed, and with it what the optimiser's state in the checkpoint belongs to",
+            "start a new run from its weights with --finetune",
         )
     for change in changes:
         log.warning("resuming with another recipe: %s", change)

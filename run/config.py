@@ -5,6 +5,7 @@ Nothing here imports torch, so that `python main.py --help` answers at once.
 
 import dataclasses
 import itertools
+import math
 from typing import ClassVar
 
 from run.errors import InputError
@@ -48,6 +49,7 @@ class RunConfig:
     opt_eps: float | None = setting(1e-8, "its epsilon", at_least=0)
     opt_betas: tuple[float, ...] | None = setting(None, "its betas (default: the optimiser's)", nargs="+")
     momentum: float = setting(0.9, "its momentum, where it has one", at_least=0)
+    opt_kwargs: dict | None = setting(None, "its further arguments, by timm's or torch's names", nargs="+")
     clip_mode: str = setting("agc", "how gradients are clipped: by norm, by value, or adaptively", choices=("norm", "value", "agc"))
     # loading
     data_seed: int = setting(0, "seed of order, augmentation and mixing", at_least=0, at_most=2**63 - 1)
@@ -59,6 +61,11 @@ class RunConfig:
         at_least=0,
     )
     skip_bad_images: bool = setting(False, "evaluate without the validation images that are damaged")
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of the whole run."""
+        return self.epochs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +81,7 @@ class Config(RunConfig):
     model_kwargs: dict | None = setting(None, "further arguments of the architecture", nargs="+")
     batch_size: int = setting(256, "images per process and micro-batch", at_least=1)
     recipe_batch: int = setting(2048, "global batch the recipe was made for; another is warned of", at_least=1)
-    epochs: int = setting(300, "epochs to train", at_least=0)
+    epochs: int = setting(300, "epochs to train; with --lr-cycle-limit above 1 those of the first cycle", at_least=0)
     start_epoch: int = setting(0, "first epoch, where no checkpoint says so", at_least=0)
     input_size: int = setting(224, "side of the square input, pixels", at_least=8)
     drop: float | None = setting(None, "dropout before the classifier (default: the variant's)", at_least=0, at_most=0.999)
@@ -82,6 +89,10 @@ class Config(RunConfig):
     amp: str = setting("auto", "mixed precision; auto: bf16 on a GPU that has it, else none", choices=("auto", "bf16", "fp16", "none"), nargs="?", const="auto")
     compile: bool = setting(False, "run networks through torch.compile: takes some minutes before the first step, then each is faster")
     compile_mode: str = setting("default", "torch.compile's mode", choices=("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"))
+    grad_checkpointing: bool = setting(
+        False, "compute activations again in the backward pass instead of keeping them: less memory, more time, the same numbers"
+    )
+    sync_bn: bool = setting(False, "take BatchNorm's statistics over the images of all processes")
     memory_format: str = setting("auto", "layout of activations; auto: channels_last", choices=("auto", "nchw", "channels_last"))
     # weights
     dry_run: bool = setting(False, "look at all that the run needs, tell every fault, and what a step and the run will cost, and exit; leaves nothing behind")
@@ -102,18 +113,34 @@ class Config(RunConfig):
     # EMA
     model_ema: bool = setting(True, "keep an exponential moving average of the weights and evaluate it each epoch")
     model_ema_decay: float = setting(0.99996, "its decay per optimiser step", at_least=0, at_most=1)
+    model_ema_warmup: bool = setting(False, "begin with a short memory: after n optimiser steps the decay is at most 1 - n^(-2/3)")
     model_ema_force_cpu: bool = setting(False, "keep it in main memory")
     # rates
     weight_decay: float = setting(0.025, "decay of weights; biases and one-dimensional parameters are spared", at_least=0)
     clip_grad: float | None = setting(0.02, "gradient clipping bound, over all parameters; none: off", above=0)
     sched: str = setting("cosine", "learning-rate schedule, by timm's name", choices=("cosine", "tanh", "step", "multistep", "plateau", "poly"))
     lr: float = setting(1e-3, "peak learning rate per 512 images of the global batch", at_least=0)
+    lr_base: float | None = setting(None, "instead of --lr: peak learning rate at a global batch of --lr-base-size images", at_least=0)
+    lr_base_size: int = setting(256, "that global batch", at_least=1)
+    lr_base_scale: str | None = setting(
+        None,
+        "how --lr-base grows with the global batch (default: sqrt where the optimiser's name has ada or lamb in it, else linear)",
+        choices=("linear", "sqrt"),
+    )
+    layer_decay: float | None = setting(
+        None, "factor on the learning rate from each layer to the one before it, the classifier's being the highest; layers are timm's", above=0, at_most=1
+    )
+    sched_on_updates: bool = setting(False, "move along the schedule at every optimiser step instead of every epoch")
+    lr_cycle_limit: int = setting(1, "cosine, tanh, poly: cycles of the schedule, the first of which takes --epochs", at_least=1)
+    lr_cycle_mul: float = setting(1.0, "length of a cycle, relative to the one before", above=0)
+    lr_cycle_decay: float = setting(0.5, "peak learning rate of a cycle, relative to the one before", above=0)
     lr_noise: tuple[float, ...] | None = setting(None, "one or two fractions of the run between which the learning rate is noisy", nargs="+")
     lr_noise_pct: float = setting(0.67, "limit of that noise, as a fraction", at_least=0)
     lr_noise_std: float = setting(1.0, "standard deviation of that noise", at_least=0)
     warmup_lr: float = setting(1e-6, "learning rate at the start of the warm-up, not scaled", at_least=0)
     min_lr: float = setting(1e-5, "lowest learning rate, not scaled", at_least=0)
     warmup_epochs: int = setting(5, "epochs of linear warm-up", at_least=0)
+    warmup_steps: int | None = setting(None, "with --sched-on-updates: optimiser steps of linear warm-up, instead of --warmup-epochs", at_least=0)
     cooldown_epochs: int = setting(10, "plateau: epochs without a further drop after one", at_least=0)
     decay_epochs: int = setting(30, "step, multistep: epochs between drops", at_least=1)
     patience_epochs: int = setting(10, "plateau: epochs without progress before a drop", at_least=0)
@@ -148,6 +175,10 @@ class Config(RunConfig):
     remode: str = setting("pixel", "what fills an erased box: noise per pixel, one random colour, or the mean", choices=("pixel", "rand", "const"))
     recount: int = setting(1, "erased boxes per image", at_least=1)
     smoothing: float = setting(0.1, "label smoothing", at_least=0, at_most=0.999)
+    # loss
+    bce_loss: bool = setting(False, "binary cross entropy of each class instead of cross entropy over the classes")
+    bce_target_thresh: float | None = setting(None, "with --bce-loss: targets above this are 1, others 0", at_least=0, at_most=1)
+    bce_sum: bool = setting(False, "with --bce-loss: sum over the classes instead of their mean")
     # mixup
     mixup: float = setting(0.8, "mixup alpha; 0: off", at_least=0)
     cutmix: float = setting(1.0, "CutMix alpha; 0: off", at_least=0)
@@ -184,6 +215,7 @@ class Config(RunConfig):
     # fine-tuning
     finetune: str | None = setting(None, "weights to start from: file, URL or hf-hub:name; heads of another shape are dropped")
     set_bn_eval: bool = setting(False, "train with BatchNorm's statistics frozen")
+    freeze: tuple[str, ...] | None = setting(None, "modules or parameters, by name, that do not learn; BatchNorm's statistics in them stay too", nargs="+")
     # data
     data_set: str = setting(
         "IMNET",
@@ -270,6 +302,17 @@ class Config(RunConfig):
         ]
 
     @property
+    def num_epochs(self) -> int:
+        """Epochs of the whole run: of all cycles of the schedule together, as timm counts them."""
+        factor, cycles = self.lr_cycle_mul, self.lr_cycle_limit
+        return self.epochs * cycles if factor == 1 else math.floor(-self.epochs * (factor**cycles - 1) / (1 - factor))
+
+    @property
+    def keeps_statistics(self) -> tuple[str, ...]:
+        """Names of the modules in which BatchNorm's statistics stay as they are; "" is the whole network."""
+        return ("",) if self.set_bn_eval else self.freeze or ()
+
+    @property
     def is_mixing(self) -> bool:
         """Whether mixup or CutMix is on, and so targets are distributions."""
         return self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None
@@ -283,11 +326,14 @@ GROUPS = RUN_GROUPS | {
     "EMA": "model_ema",
     "rates and schedule": "weight_decay",
     "augmentation": "three_augment",
+    "loss": "bce_loss",
     "mixup": "mixup",
     "distillation": "distillation_type",
     "fine-tuning": "finetune",
     "data": "data_set",
 }
+RESERVED_OF_OPTIMISER = {"params", "lr", "weight_decay", "momentum", "eps", "betas"}
+CYCLIC = ("cosine", "tanh", "poly")  # schedules
 RESERVED = {"num_classes", "in_chans", "features_only", "distillation", "drop_rate", "drop_path_rate", "pretrained", "checkpoint_path"}
 FAST_INTERPOLATIONS = ("bicubic", "bilinear")  # those of --interpolation that the fast loader has
 DATA_FILES = {
@@ -376,6 +422,32 @@ def run_rules(cfg: RunConfig) -> list[tuple[bool, str]]:
         (cfg.output_dir == "", "--output-dir is empty: name a folder, or drop it"),
         (cfg.opt_betas is not None and len(cfg.opt_betas) < 2, "--opt-betas takes at least two numbers"),
         (cfg.opt_betas is not None and not all(0 <= beta < 1 for beta in cfg.opt_betas), "--opt-betas must be at least 0 and below 1"),
+        (
+            bool(RESERVED_OF_OPTIMISER & set(cfg.opt_kwargs or {})),
+            f"--opt-kwargs cannot set {', '.join(sorted(RESERVED_OF_OPTIMISER & set(cfg.opt_kwargs or {})))}: flags of their own do",
+        ),
+    ]
+
+
+def _optimisation_rules(cfg: Config) -> list[tuple[bool, str]]:
+    scaling, cycles = cfg.lr_base_scale is not None or cfg.lr_base_size != 256, cfg.lr_cycle_mul != 1 or cfg.lr_cycle_decay != 0.5
+    return [
+        (scaling and cfg.lr_base is None, "--lr-base-size and --lr-base-scale say how --lr-base is scaled: add it, or drop them (--lr is per 512 images)"),
+        (
+            cfg.lr_cycle_limit > 1 and cfg.sched not in CYCLIC,
+            f"--lr-cycle-limit {cfg.lr_cycle_limit}: --sched {cfg.sched} has no cycles, {', '.join(CYCLIC)} have",
+        ),
+        (cycles and cfg.lr_cycle_limit == 1, "--lr-cycle-mul and --lr-cycle-decay say what a cycle is to the one before: add --lr-cycle-limit N, or drop them"),
+        (cfg.sched_on_updates and cfg.sched == "plateau", "--sched plateau waits for accuracies, which come with epochs: drop --sched-on-updates"),
+        (
+            cfg.warmup_steps is not None and not cfg.sched_on_updates,
+            "--warmup-steps are of a schedule by steps: add --sched-on-updates, or use --warmup-epochs",
+        ),
+        (
+            not cfg.bce_loss and (cfg.bce_sum or cfg.bce_target_thresh is not None),
+            "--bce-target-thresh and --bce-sum are of the binary cross entropy: add --bce-loss, or drop them",
+        ),
+        (cfg.model_ema_warmup and not cfg.model_ema, "--model-ema-warmup warms up the moving average, which --no-model-ema drops: drop one of them"),
     ]
 
 
@@ -423,6 +495,7 @@ def validate(cfg: Config) -> None:
         (cfg.eval and not (cfg.resume or cfg.pretrained), "--eval needs weights: add --resume FILE or --pretrained"),
         (cfg.use_ema and not (cfg.eval and cfg.resume), "--use-ema chooses weights of a checkpoint: it needs --eval --resume FILE"),
         *_robustness_rules(cfg),
+        *_optimisation_rules(cfg),
         (
             cfg.data_set != "DIGITS" and not cfg.data_path and cfg.has_validation,
             f"--data-set {cfg.data_set} needs --data-path, the folder that holds {DATA_FILES.get(cfg.data_set)}",

@@ -1,4 +1,4 @@
-"""The network that a recipe names, built for its data and tried on an image of its size."""
+"""The network that a recipe names, built for its data, tried on an image of its size, and made ready to be trained."""
 
 import difflib
 
@@ -7,8 +7,11 @@ import torch
 from torch import nn
 
 import model
+from run import norms
 from run.config import Config
 from run.errors import InputError, first_line
+from run.freezing import freeze
+from utils import Rank
 
 
 def build(cfg: Config, num_classes: int, *, distillation: bool) -> nn.Module:
@@ -44,3 +47,17 @@ def _try_size(cfg: Config, net: nn.Module) -> None:
                 "or where the model has that option --model-kwargs img_size=N"
             ) from error
     net.train()
+
+
+def prepare(cfg: Config, net: nn.Module, rank: Rank) -> nn.Module:
+    """`net`, which is on its device, as the recipe trains it: what is frozen, what is computed again, what is shared by the processes.
+
+    InputError where the network cannot do that."""
+    if cfg.freeze:
+        freeze(net, cfg.freeze)
+    if cfg.grad_checkpointing:
+        try:
+            net.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError, NotImplementedError) as error:
+            raise InputError(f"--grad-checkpointing: {cfg.model} cannot compute its activations again: drop the flag, or choose another model") from error
+    return norms.synchronised(net, rank.device) if cfg.sync_bn and rank.world_size > 1 else net

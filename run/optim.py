@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import math
 import warnings
 
 import torch
@@ -29,9 +30,40 @@ def scaled_lr(lr: float, global_batch: int) -> float:
     return lr * global_batch / 512
 
 
+def base_scale(cfg: Config) -> str:
+    """How --lr-base grows with the global batch: as asked for, or as timm chooses by the optimiser's name."""
+    return cfg.lr_base_scale or ("sqrt" if any(part in cfg.opt.lower() for part in ("ada", "lamb")) else "linear")
+
+
+def peak_lr(cfg: Config, global_batch: int) -> float:
+    """The learning rate from which the schedule comes down."""
+    if cfg.lr_base is None:
+        return scaled_lr(cfg.lr, global_batch)
+    ratio = global_batch / cfg.lr_base_size
+    return cfg.lr_base * (math.sqrt(ratio) if base_scale(cfg) == "sqrt" else ratio)
+
+
+def told_lr(cfg: Config, global_batch: int) -> str:
+    """How that learning rate comes about: `0.001 x 1024 / 512 = 0.002`."""
+    base, size = (cfg.lr, 512) if cfg.lr_base is None else (cfg.lr_base, cfg.lr_base_size)
+    ratio = f"{global_batch} / {size}"
+    return f"{base:g} x {ratio if cfg.lr_base is None or base_scale(cfg) == 'linear' else f'sqrt({ratio})'} = {peak_lr(cfg, global_batch):g}"
+
+
+def current_lr(optimizer: torch.optim.Optimizer) -> float:
+    """The schedule's present rate: the highest of the groups', which with layer decay is the classifier's."""
+    return max(group["lr"] for group in optimizer.param_groups)
+
+
 def build_optimizer(cfg: Config, net: nn.Module, global_batch: int) -> torch.optim.Optimizer:
-    """Optimiser of two groups: weights, and what weight decay spares (biases, one-dimensional and the net's `no_weight_decay`)."""
-    return create_optimizer(cfg, net, list(net.parameters()), lr=scaled_lr(cfg.lr, global_batch), weight_decay=cfg.weight_decay)
+    """Optimiser of what learns in `net`, in two groups: weights, and what weight decay spares (biases, one-dimensional and the net's
+    `no_weight_decay`). With layer decay these two for each of timm's layers, whose `lr_scale` its schedules obey."""
+    learning = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    lr = peak_lr(cfg, global_batch)
+    optimizer = create_optimizer(cfg, net, learning, lr=lr, weight_decay=cfg.weight_decay, layer_decay=cfg.layer_decay)
+    if cfg.layer_decay is not None and all(group["lr_scale"] == 1 for group in optimizer.param_groups) and cfg.layer_decay < 1:
+        raise InputError(f"--layer-decay {cfg.layer_decay} has no effect on {cfg.model}: what learns in it is all of one layer; drop the flag")
+    return optimizer
 
 
 def build_dense_optimizer(cfg: RunConfig, net: nn.Module, *, lr: float, weight_decay: float, spared: set[str]) -> torch.optim.Optimizer:
@@ -42,22 +74,28 @@ def build_dense_optimizer(cfg: RunConfig, net: nn.Module, *, lr: float, weight_d
     return create_optimizer(cfg, groups, [one for _, one in named], lr=lr, weight_decay=weight_decay)
 
 
-def create_optimizer(cfg: RunConfig, net_or_groups, parameters: list[nn.Parameter], *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def create_optimizer(
+    cfg: RunConfig, net_or_groups, parameters: list[nn.Parameter], *, lr: float, weight_decay: float, layer_decay: float | None = None
+) -> torch.optim.Optimizer:
     """timm's optimiser of that name, fused where that is possible. InputError where there is none, or it cannot be used."""
     if cfg.opt not in list_optimizers():
         close = difflib.get_close_matches(cfg.opt, list_optimizers(), n=3)
         raise InputError(f"--opt {cfg.opt} is no optimiser timm knows" + (f"; did you mean {' or '.join(close)}?" if close else ""))
     betas = {"betas": cfg.opt_betas} if cfg.opt_betas is not None else {}
     eps = {"eps": cfg.opt_eps} if cfg.opt_eps is not None else {}
-    settings = {"lr": lr, "weight_decay": weight_decay, "momentum": cfg.momentum, **eps, **betas}
-    is_fused = cfg.opt in FUSED and all(one.is_floating_point() and one.device.type in FUSED_ON for one in parameters)
+    own = cfg.opt_kwargs or {}
+    settings = {"lr": lr, "weight_decay": weight_decay, "momentum": cfg.momentum, "layer_decay": layer_decay, **eps, **betas}
+    has_kernel = cfg.opt in FUSED and all(one.is_floating_point() and one.device.type in FUSED_ON for one in parameters)
+    if has_kernel and own.keys().isdisjoint(("foreach", "differentiable")):
+        settings["fused"] = True
     try:
-        optimizer = create_optimizer_v2(net_or_groups, opt=cfg.opt, **settings, **({"fused": True} if is_fused else {}))
+        optimizer = create_optimizer_v2(net_or_groups, opt=cfg.opt, **{**settings, **own})
     except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"--opt {cfg.opt} cannot be used here ({first_line(error)}): choose another, or check --opt-eps and --opt-betas") from error
+        flags = "--opt-eps and --opt-betas" if not own else "--opt-kwargs, --opt-eps and --opt-betas"
+        raise InputError(f"--opt {cfg.opt} cannot be used here ({first_line(error)}): choose another, or check {flags}") from error
     if getattr(optimizer, "is_second_order", False) or cfg.opt == "adahessian":
         raise InputError(f"--opt {cfg.opt} needs second derivatives, which this training loop does not compute: choose another")
-    if is_fused:
+    if optimizer.defaults.get("fused"):
         start_momentum(optimizer)
     return optimizer
 
@@ -90,6 +128,9 @@ class PlateauSchedule(PlateauLRScheduler):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # timm deprecates it for the lost counters
             super().__init__(*args, **kwargs)
+        # the lowest rate is the classifier's, as in the other schedules
+        scales = [group.get("lr_scale", 1.0) for group in self.optimizer.param_groups]
+        self.lr_scheduler.min_lrs = [low * scale for low, scale in zip(self.lr_scheduler.min_lrs, scales, strict=True)]
 
     def step(self, epoch: int, metric: float | None = None) -> None:
         """timm's, which without a warm-up would leave the rate at the warm-up's start."""
@@ -103,25 +144,27 @@ class PlateauSchedule(PlateauLRScheduler):
         self.lr_scheduler.load_state_dict(state_dict["plateau"])
 
 
-def build_scheduler(cfg: Config, optimizer: torch.optim.Optimizer) -> Scheduler:
-    """Schedule that is stepped with e after epoch e, as in the published runs: epochs 0 and 1 share the first rate."""
-    common = {"warmup_lr_init": cfg.warmup_lr, "warmup_t": cfg.warmup_epochs}
+def build_scheduler(cfg: Config, optimizer: torch.optim.Optimizer, num_steps: int = 1) -> Scheduler:
+    """Schedule that is stepped with e after epoch e, as in the published runs: epochs 0 and 1 share the first rate.
+
+    With --sched-on-updates, that goes by optimiser steps, of which an epoch has `num_steps`: step n of the run has the rate at n."""
+    unit = num_steps if cfg.sched_on_updates else 1
+    common = {"warmup_lr_init": cfg.warmup_lr, "warmup_t": cfg.warmup_epochs * unit if cfg.warmup_steps is None else cfg.warmup_steps}
     common |= {"noise_pct": cfg.lr_noise_pct, "noise_std": cfg.lr_noise_std, "noise_seed": 42}
     if cfg.lr_noise is not None:
-        edges = [fraction * cfg.epochs for fraction in cfg.lr_noise]
+        edges = [fraction * cfg.num_epochs * unit for fraction in cfg.lr_noise]
         common["noise_range_t"] = edges[0] if len(edges) == 1 else edges
-    span = {"t_initial": max(cfg.epochs, 1), "lr_min": cfg.min_lr}
+    clock = {"t_in_epochs": not cfg.sched_on_updates}
+    cycles = {"cycle_limit": cfg.lr_cycle_limit, "cycle_mul": cfg.lr_cycle_mul, "cycle_decay": cfg.lr_cycle_decay}
+    span = {"t_initial": max(cfg.epochs * unit, 1), "lr_min": cfg.min_lr, **cycles, **clock}
+    drops = {"decay_rate": cfg.decay_rate, "warmup_prefix": False, **clock}
     scheduler = {
         "cosine": lambda: CosineLRScheduler(optimizer, **span, **common),
         "tanh": lambda: TanhLRScheduler(optimizer, **span, **common),
         "poly": lambda: PolyLRScheduler(optimizer, **span, power=cfg.decay_rate, **common),
-        "step": lambda: StepLRScheduler(optimizer, decay_t=cfg.decay_epochs, decay_rate=cfg.decay_rate, warmup_prefix=False, **common),
+        "step": lambda: StepLRScheduler(optimizer, decay_t=cfg.decay_epochs * unit, **drops, **common),
         "multistep": lambda: MultiStepLRScheduler(
-            optimizer,
-            decay_t=list(range(cfg.decay_epochs, cfg.epochs, cfg.decay_epochs)),
-            decay_rate=cfg.decay_rate,
-            warmup_prefix=False,
-            **common,
+            optimizer, decay_t=[epoch * unit for epoch in range(cfg.decay_epochs, cfg.epochs, cfg.decay_epochs)], **drops, **common
         ),
         "plateau": lambda: PlateauSchedule(
             optimizer,
@@ -141,12 +184,20 @@ def build_scheduler(cfg: Config, optimizer: torch.optim.Optimizer) -> Scheduler:
 class Ema:
     """Moving average of every floating-point entry of a network's state dict, in `module`; other entries are copied.
 
-    As timm's ModelEmaV3, but that the entries are looked up once, and a step can be left out without waiting for a GPU."""
+    As timm's ModelEmaV3, but that the entries are looked up once, and a step can be left out without waiting for a GPU.
+    `num_updates`: the number in the run, from 1, of the step that is averaged in next, of which a warm-up makes the decay."""
 
-    def __init__(self, net: nn.Module, *, decay: float, device: torch.device | None = None):
+    def __init__(self, net: nn.Module, *, decay: float, device: torch.device | None = None, warms_up: bool = False):
         self.module = copy.deepcopy(net).eval().to(device)
         self.decay = decay
+        self.warms_up = warms_up
+        self.num_updates = 1
         self.net = None
+
+    @property
+    def current_decay(self) -> float:
+        """The decay of the next step; in a warm-up 0 at first, so that nothing is left of the initial weights."""
+        return min(self.decay, 1 - self.num_updates ** (-2 / 3)) if self.warms_up else self.decay
 
     def _look_up(self, net: nn.Module) -> None:
         self.net = net
@@ -170,9 +221,9 @@ class Ema:
         if values[0].device != device:
             values = [value.to(device) for value in values]
         if device.type == "cpu":
-            torch._foreach_lerp_(averages, values, weight=1 - self.decay)
+            torch._foreach_lerp_(averages, values, weight=1 - self.current_decay)
         else:
-            lerp_unless(found_inf, averages, values, weight=1 - self.decay)
+            lerp_unless(found_inf, averages, values, weight=1 - self.current_decay)
         if self.others[0]:
             torch._foreach_copy_(*self.others)
 
@@ -190,4 +241,4 @@ def build_ema(cfg: Config, net: nn.Module) -> Ema | None:
     """The recipe's moving average of `net`; None where it keeps none."""
     if not cfg.model_ema:
         return None
-    return Ema(net, decay=cfg.model_ema_decay, device=torch.device("cpu") if cfg.model_ema_force_cpu else None)
+    return Ema(net, decay=cfg.model_ema_decay, device=torch.device("cpu") if cfg.model_ema_force_cpu else None, warms_up=cfg.model_ema_warmup)

@@ -3,6 +3,7 @@
 Whatever spoils a step (its loss, BatchNorm's statistics, its gradients) is made to show in the gradients, which are averaged over the
 processes: so all of them leave out the same steps without a word between them."""
 
+import contextlib
 from typing import NamedTuple
 
 import torch
@@ -48,6 +49,15 @@ class Guard:
             spoilt = 0 * sum((_flat(group).sum() for group in self.statistics), start=loss)  # 0 or NaN
         return loss * (1 + spoilt)
 
+    @contextlib.contextmanager
+    def keeping_statistics(self):
+        """Leave BatchNorm's statistics as they are, which a forward pass that is run again inside the block would change once more."""
+        before = [_flat(group) for group in self.statistics]
+        yield
+        with torch.no_grad():
+            for group, values in zip(self.statistics, before, strict=True):
+                _put_back(group, values)
+
     @staticmethod
     def found_inf(norm: Tensor) -> Tensor:
         """Whether to leave out a step whose gradients, neither scaled nor clipped, have this norm together: where it is not finite."""
@@ -58,8 +68,7 @@ class Guard:
         """Undo and count a step that was left out; `is_explained` is a bool scalar: whether a loss scale that is too high would do that."""
         is_skipped = found_inf.bool()
         for group, before in zip(self.statistics, self.before, strict=True):
-            kept = torch.where(is_skipped, before, _flat(group)).split([buffer.numel() for buffer in group])
-            torch._foreach_copy_(group, [values.view_as(buffer) for values, buffer in zip(kept, group, strict=True)])
+            _put_back(group, torch.where(is_skipped, before, _flat(group)))
         self.in_a_row = (self.in_a_row + 1) * is_skipped
         self.most_in_a_row = torch.maximum(self.most_in_a_row, self.in_a_row)
         self.unexplained = self.unexplained + (is_skipped & ~is_explained)
@@ -73,6 +82,12 @@ class Guard:
 def _flat(tensors: list[Tensor]) -> Tensor:
     """(n,) a copy of the tensors' values, one after the other."""
     return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def _put_back(tensors: list[Tensor], values: Tensor) -> None:
+    """Give the tensors what `_flat` made of them."""
+    parts = values.split([tensor.numel() for tensor in tensors])
+    torch._foreach_copy_(tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
 
 
 def step_unless(found_inf: Tensor, optimizer: torch.optim.Optimizer) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import timm
 import torch
 
 from tests.conftest import ROOT, SHORT_RUN, TINY_RUN, read_log, run_command, run_processes
@@ -35,6 +36,28 @@ def test_split_over_processes_or_accumulated_a_step_is_the_same(digits_folder, t
                 scale = max(grad.abs().max() for grad in expected)
                 assert max((a - b).abs().max() for a, b in zip(step, expected, strict=True)) < tolerance * scale
         assert len(found[1]["seen"]) == 64
+
+
+def test_with_shared_statistics_three_processes_train_as_one(digits_folder, tmp_path):
+    """A run of three processes and one of a process with their batches: weights and statistics within rounding, frozen ones to the last bit."""
+    net = timm.create_model("resnet18", num_classes=4, channels=[4, 8, 8, 8], layers=[1, 1, 1, 1])
+    for name, buffer in net.named_buffers():
+        buffer.copy_(buffer if name.endswith("tracked") else torch.linspace(0.3, 1.1, len(buffer)))
+    torch.save({"model": net.state_dict()}, tmp_path / "w.pth")
+    flags = [*TINY_RUN, f"--data-path={digits_folder}", f"--finetune={tmp_path / 'w.pth'}", "--sync-bn", "--freeze", "layer1", "--layer-decay=0.8"]
+    flags += ["--bce-loss", "--bce-sum", "--opt=sgd", "--lr=1", "--warmup-epochs=0", "--epochs=1", "--sched-on-updates", "--grad-checkpointing"]
+    flags += ["--clip-grad=none", "--mix-group-size=8"]
+    sizes = ((1, 24), (3, 8))
+    argvs = [[*flags, f"--batch-size={size}", f"--output_dir={tmp_path / str(number)}"] for number, size in sizes]
+    done = run_processes(*((number, "main", argv) for (number, _), argv in zip(sizes, argvs, strict=True)))
+    assert [set(codes) for codes, *_ in done] == [{0}] * 2, done
+    one, three = (torch.load(tmp_path / str(number) / "checkpoint_last.pth", weights_only=True)["model"] for number, _ in sizes)
+    for name, value in net.state_dict().items():
+        if name.startswith("layer1."):
+            assert torch.equal(one[name], value) and torch.equal(three[name], value), name
+        elif name.endswith((".running_mean", ".running_var", "fc.weight")):
+            assert (one[name] - value).abs().max() > 1e-3, name
+            torch.testing.assert_close(three[name], one[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

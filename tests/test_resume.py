@@ -15,7 +15,7 @@ import engine
 import main
 from run import checkpoint, config, optim, signals
 from run.errors import InputError
-from tests.conftest import ROOT, SHORT_RUN, read_log, run_command
+from tests.conftest import ROOT, SHORT_RUN, TINY_RUN, read_log, run_command
 from tests.test_main import states_equal, steady
 
 DROPS = ["--drop=0.1", "--drop-path=0.1"]  # random state inside the model
@@ -69,6 +69,42 @@ def test_killed_inside_an_epoch_and_resumed(never_stopped, digits_folder, tmp_pa
     assert process.returncode == -signal.SIGKILL
     assert main.main([*flags, "--resume=auto", "--num_workers=1"]) == 0
     assert_same_run(tmp_path, never_stopped)
+
+
+# Settings that make the rates, the groups of parameters and the EMA functions of the step.
+BY_STEPS = [
+    *TINY_RUN, "--drop=0.1", "--drop-path=0.1", "--layer-decay=0.7", "--sched-on-updates", "--warmup-steps=4", "--lr-cycle-limit=2", "--lr-cycle-decay=0.8",
+    "--model-ema-warmup", "--freeze", "bn1", "layer1", "--bce-loss", "--bce-target-thresh=0.2", "--lr-base=0.01", "--opt-kwargs", "amsgrad=true",
+    "--epochs=1", "--lr-noise", "0.2",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def never_stopped_by_steps(digits_folder, tmp_path_factory):
+    """A run of two cycles of an epoch each."""
+    folder = tmp_path_factory.mktemp("resume") / "steps"
+    assert main.main([*BY_STEPS, f"--data-path={digits_folder}", f"--output_dir={folder}"]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("calls", [2, 8])
+def test_rates_groups_and_averages_by_steps_go_on_where_they_were(never_stopped_by_steps, digits_folder, tmp_path, monkeypatch, calls):
+    """Stopped inside the first or the second epoch; from then on activations are computed again in the backward pass, to the same numbers."""
+    torch.set_num_threads(1)
+    flags = [*BY_STEPS, f"--data-path={digits_folder}", f"--output_dir={tmp_path}"]
+    monkeypatch.setattr(signals, "StopRequest", lambda: StopAt(calls))
+    assert main.main(flags) == 85
+    monkeypatch.setattr(signals, "StopRequest", lambda: StopAt(1000))
+    assert main.main([*flags, "--resume=auto", "--grad-checkpointing"]) == 0
+    assert_same_run(tmp_path, never_stopped_by_steps)
+    assert len(read_log(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(("flags", "word"), [(["--freeze=layer1"], "--freeze changed"), (["--layer-decay=none"], "--layer-decay changed")])
+def test_other_groups_of_parameters_are_refused_even_where_the_recipe_may_change(never_stopped_by_steps, digits_folder, tmp_path, flags, word):
+    source = never_stopped_by_steps / "checkpoint_last.pth"
+    with pytest.raises(InputError, match=f"{word}.*--finetune"):
+        main.main([*BY_STEPS, f"--data-path={digits_folder}", f"--output_dir={tmp_path}", f"--resume={source}", "--allow-config-change", *flags])
 
 
 class StopAt(signals.StopRequest):
@@ -150,6 +186,7 @@ def test_random_state_inside_the_model_depends_on_the_step_alone(digits_folder, 
         (["--epochs=9", "--lr=1e-3"], ["epochs was 2, is 9", "lr was 0.03, is 0.001"]),
         (["--mix-group-size=8", "--batch-size=16"], ["mix_group_size was 16, is 8"]),
         (["--mixup=0.5"], ["mixup was 0.8, is 0.5"]),
+        (["--layer-decay=0.9"], ["layer_decay was None, is 0.9"]),
         (["--data-set=DIGITS"], ["data_set was IMNET, is DIGITS", "num_images was 96, is 1437"]),
     ],
 )

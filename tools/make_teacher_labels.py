@@ -38,7 +38,7 @@ def parse(argv: list[str]) -> tuple[config.Config, range, list[str]]:
     """Settings under which the labels are made, the epochs to make, and notes for the user. InputError where they make no sense."""
     rest, text = split_epochs(argv)
     cfg, notes = config.parse([*rest, "--teacher-labels-mode", "auto"])
-    first, separator, stop = (f"0:{cfg.epochs}" if text is None else text).partition(":")
+    first, separator, stop = (f"0:{cfg.num_epochs}" if text is None else text).partition(":")
     if not (separator and first.isdecimal() and stop.isdecimal() and int(first) < int(stop)):
         raise InputError(f"--epochs '{text}': write the first epoch, a colon, and the one to stop before, such as 0:300")
     if not cfg.teacher_labels:

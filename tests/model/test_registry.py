@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from timm.models import group_parameters
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
@@ -118,6 +119,34 @@ def test_chosen_features_need_no_later_layers(name):
     assert torch.equal(early[0], all_features[1])
     with pytest.raises(ValueError, match="NCHW"):
         full.forward_intermediates(x, output_fmt="NHWC")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_groups_of_parameters_follow_the_forward_pass(name):
+    """What timm's layer-wise learning rates read: a group per block, or per stage, in the order in which images meet them."""
+    with torch.device("meta"):
+        net = build(name, distillation=True).eval()
+    met = []
+    num_blocks = 0
+    for key, module in net.named_modules():
+        num_blocks += type(module).__name__.endswith(("Block", "Bottleneck", "PatchMerging"))
+        for parameter_name, _ in module.named_parameters(recurse=False):
+            module.register_forward_hook(lambda *_, parameter=f"{key}.{parameter_name}": met.append(parameter))
+    with torch.no_grad():
+        net(torch.empty(2, 3, *SIZE, device="meta"))
+    num_layers = num_blocks + ("rexnet" in name)  # its last convolution
+    num_stages = 3 if name.startswith(("recnext_t", "recnext_s", "lsnet_t")) else 4  # their first one is empty
+    for coarse, num_between in ((False, num_layers), (True, num_stages)):
+        group_of = group_parameters(net, net.group_matcher(coarse), reverse=True)
+        assert group_of.keys() == {key for key, _ in net.named_parameters()}
+        groups = [group_of[key] for key in met]
+        assert groups == sorted(groups)
+        assert set(groups) == set(range(num_between + 2))  # between the stem and the heads
+        stem = net.pretrained_cfg["first_conv"]
+        assert group_of[f"{stem}.weight"] == 0
+        classifiers = net.pretrained_cfg["classifier"]
+        last = classifiers[0] if isinstance(classifiers, tuple) else classifiers
+        assert group_of[f"{last}.weight"] == num_between + 1
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,7 +12,7 @@ import torch
 from torch import distributed as dist
 
 from detection import networks
-from features.norms import synchronised
+from run.norms import synchronised
 from utils import Rank, wrap_distributed
 
 NUM_IMAGES, SIZE = 4, (64, 64)

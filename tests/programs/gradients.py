@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
             mix=mix,
             clip=record,
             accum_steps=cfg.grad_accum_steps,
-            freezes_batchnorm=True,
+            keeps_statistics=("",),
             rank=rank,
         )
     done = engine.train_one_epoch(parts, state, loader.batches(0), num_steps=2, epoch=0, num_epochs=1, images_per_step=loader.global_batch)

@@ -1,11 +1,16 @@
 import copy
 import json
+import math
 
 import pytest
+import timm
 import torch
+from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 
+import model
 from run import config, optim
+from run.errors import InputError
 from tests.conftest import ROOT
 
 PUBLISHED = json.loads((ROOT / "tests" / "golden" / "published_lr.json").read_text())
@@ -65,6 +70,129 @@ def test_noise_stays_inside_its_span_and_repeats():
     assert differing == list(range(11, 16)) and noisy == rates(20, *flags)
 
 
+@pytest.mark.parametrize(
+    ("flags", "theirs"),
+    [
+        (["--sched-on-updates"], {"step_on_epochs": False}),
+        (["--sched-on-updates", "--sched=tanh", "--lr-noise", "0.5"], {"step_on_epochs": False, "sched": "tanh", "noise": [0.5]}),
+        (["--sched-on-updates", "--sched=step", "--decay-epochs=2"], {"step_on_epochs": False, "sched": "step", "decay_epochs": 2}),
+        (["--lr-cycle-limit=3"], {"cycle_limit": 3, "cycle_decay": 0.5}),
+        (["--lr-cycle-limit=3", "--lr-cycle-decay=0.8", "--sched=poly"], {"cycle_limit": 3, "cycle_decay": 0.8, "sched": "poly"}),
+        (
+            ["--lr-cycle-limit=3", "--lr-cycle-mul=1.5", "--lr-cycle-decay=1", "--sched-on-updates"],
+            {"cycle_limit": 3, "cycle_mul": 1.5, "cycle_decay": 1.0, "step_on_epochs": False},
+        ),
+    ],
+)
+def test_schedules_by_steps_and_in_cycles_are_timms(flags, theirs):
+    """Its scripts step a schedule after each update, or after each epoch with the number of the next."""
+    num_steps = 5
+    cfg, _ = config.parse(["--data-set", "DIGITS", "--epochs=6", "--warmup-epochs=2", *flags])
+    own, other = (optim.build_optimizer(cfg, torch.nn.Linear(3, 3), 512) for _ in range(2))
+    ours = optim.build_scheduler(cfg, own, num_steps)
+    settings = {"warmup_lr": 1e-6, "min_lr": 1e-5, "warmup_epochs": 2, "decay_rate": 0.1, "updates_per_epoch": num_steps, **theirs}
+    reference, num_epochs = create_scheduler_v2(other, num_epochs=6, **settings)
+    assert cfg.num_epochs == num_epochs
+    found, expected = [], []
+    for epoch in range(num_epochs):
+        for step in range(num_steps):
+            ours.step_update(epoch * num_steps + step)
+            reference.step_update(epoch * num_steps + step)
+            found.append(optim.current_lr(own)), expected.append(other.param_groups[0]["lr"])
+        ours.step(epoch + 1), reference.step(epoch + 1)
+    assert found == expected and len(set(found)) > num_epochs / 2
+
+
+def test_a_warm_up_of_steps():
+    scheduler, optimizer = schedule("--sched-on-updates", "--warmup-steps=4", "--epochs=6")
+    found = [(scheduler.step_update(step), optim.current_lr(optimizer))[1] for step in range(4)]
+    assert found == pytest.approx([1e-6 + step * (1e-3 - 1e-6) / 4 for step in range(4)], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("flags", "peak", "told"),
+    [
+        ([], 2e-3, "0.001 x 1024 / 512 = 0.002"),
+        (["--lr-base=0.1"], 0.1 * math.sqrt(4), "0.1 x sqrt(1024 / 256) = 0.2"),  # of AdamW
+        (["--lr-base=0.1", "--opt=sgd"], 0.4, "0.1 x 1024 / 256 = 0.4"),
+        (["--lr-base=0.1", "--lr-base-size=1024"], 0.1, "0.1 x sqrt(1024 / 1024) = 0.1"),
+        (["--lr-base=0.1", "--lr-base-size=128", "--lr-base-scale=linear"], 0.8, "0.1 x 1024 / 128 = 0.8"),
+    ],
+)
+def test_peak_rates(flags, peak, told):
+    cfg, _ = config.parse(["--data-set", "DIGITS", *flags])
+    optimizer = optim.build_optimizer(cfg, torch.nn.Linear(3, 3), 1024)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([peak] * 2, rel=1e-12)
+    assert optim.told_lr(cfg, 1024) == told
+
+
+def scales(net, *flags: str) -> tuple[dict[str, float], torch.optim.Optimizer]:
+    """By parameter, its rate at the end of a warm-up relative to the peak."""
+    cfg, _ = config.parse(["--data-set", "DIGITS", "--warmup-epochs=2", *flags])
+    optimizer = optim.build_optimizer(cfg, net, 512)
+    optim.build_scheduler(cfg, optimizer).step(2)
+    names = {parameter: name for name, parameter in net.named_parameters()}
+    return {names[parameter]: group["lr"] / group["initial_lr"] for group in optimizer.param_groups for parameter in group["params"]}, optimizer
+
+
+def test_layer_decay_lowers_rates_from_layer_to_layer():
+    """ResNet-18: the stem, eight blocks, the classifier."""
+    blocks = [f"layer{stage}.{block}." for stage in (1, 2, 3, 4) for block in (0, 1)]
+    found, optimizer = scales(timm.create_model("resnet18", num_classes=4), "--layer-decay=0.5", "--sched=plateau")
+    for name, scale in found.items():
+        depth = next((i for i, prefix in enumerate(["fc.", *blocks[::-1]]) if name.startswith(prefix)), 9)
+        assert scale == pytest.approx(0.5**depth, rel=1e-9), name
+    assert optim.current_lr(optimizer) == pytest.approx(1e-3)
+    assert {(group["weight_decay"], parameter.ndim > 1) for group in optimizer.param_groups for parameter in group["params"]} == {(0.0, False), (0.025, True)}
+
+
+def test_layer_decay_takes_our_networks_layers_and_keeps_both_heads_high():
+    """RecNeXt-M0: the stem, the blocks of all stages, both heads."""
+    with torch.device("meta"):
+        net = model.create_model("recnext_m0", num_classes=4, distillation=True)
+    found, _ = scales(net, "--layer-decay=0.9", "--sched=plateau")
+    num_blocks = sum(len(stage.blocks) for stage in net.stages)
+    assert {scale for name, scale in found.items() if name.startswith("head")} == {1.0}
+    assert {round(scale / 0.9 ** (num_blocks + 1), 9) for name, scale in found.items() if name.startswith("stem")} == {1.0}
+    assert len({round(scale, 9) for scale in found.values()}) == num_blocks + 2
+
+
+def test_layer_decay_of_a_network_without_layers_is_refused():
+    with pytest.raises(InputError, match="has no effect on recnext_m1"):
+        scales(torch.nn.Linear(3, 3), "--layer-decay=0.5")
+
+
+def test_plateaus_lowest_rate_is_scaled_with_the_layers():
+    net = timm.create_model("resnet18", num_classes=4)
+    flags = ("--layer-decay=0.5", "--sched=plateau", "--min-lr=5e-4", "--decay-rate=0.1", "--patience-epochs=0", "--cooldown-epochs=0")
+    cfg, _ = config.parse(["--data-set", "DIGITS", "--warmup-epochs=0", *flags])
+    optimizer = optim.build_optimizer(cfg, net, 512)
+    scheduler = optim.build_scheduler(cfg, optimizer)
+    for epoch in range(4):
+        scheduler.step(epoch, 1.0)
+    assert [group["lr"] / group["lr_scale"] for group in optimizer.param_groups] == pytest.approx([5e-4] * len(optimizer.param_groups))
+
+
+def test_arguments_of_the_optimiser():
+    net = torch.nn.Linear(2, 2)
+    cfg, _ = config.parse(["--data-set", "DIGITS", "--lr=0.5", "--opt=sgd", "--opt-kwargs", "maximize=true", "dampening=0.5", "nesterov=false"])
+    optimizer = optim.build_optimizer(cfg, net, 512)
+    assert optimizer.defaults["fused"] and optimizer.defaults["dampening"] == 0.5 and not optimizer.defaults["nesterov"]
+    before = net.bias.tolist()
+    net(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert net.bias.tolist() == pytest.approx([value + 0.5 * 0.5 for value in before])  # up the slope
+    cfg, _ = config.parse(["--data-set", "DIGITS", "--opt-kwargs", "foreach=true", "amsgrad=true"])
+    optimizer = optim.build_optimizer(cfg, net, 512)
+    assert optimizer.defaults["foreach"] and optimizer.defaults["amsgrad"] and not optimizer.defaults["fused"]
+
+
+def test_an_argument_that_the_optimiser_does_not_know_is_refused():
+    cfg, _ = config.parse(["--data-set", "DIGITS", "--opt-kwargs", "amsgrd=true"])
+    with pytest.raises(InputError, match="amsgrd.*check --opt-kwargs"):
+        optim.build_optimizer(cfg, torch.nn.Linear(2, 2), 512)
+
+
 def test_decay_spares_biases_norms_and_what_the_net_names():
     class Net(torch.nn.Module):
         def __init__(self):
@@ -111,6 +239,21 @@ def test_ema_is_timms_after_weights_were_loaded_too():
         theirs.update(net)
     for own, other in zip(ours.module.state_dict().values(), theirs.module.state_dict().values(), strict=True):
         assert torch.equal(own, other)
+
+
+def test_ema_that_warms_up_is_timms():
+    cfg, _ = config.parse(["--data-set", "DIGITS", "--model-ema-decay", "0.6", "--model-ema-warmup"])
+    net = torch.nn.Linear(2, 2)
+    ours, theirs, decays = optim.build_ema(cfg, net), ModelEmaV3(net, decay=0.6, use_warmup=True), []
+    for step in range(1, 7):
+        with torch.no_grad():
+            net.weight += step
+        ours.num_updates = step
+        decays.append(ours.current_decay)
+        ours.update(net, GO)
+        theirs.update(net, step=step)
+        assert torch.equal(ours.module.weight, theirs.module.weight)
+    assert decays == pytest.approx([0, 1 - 2 ** (-2 / 3), 1 - 3 ** (-2 / 3), 0.6, 0.6, 0.6])
 
 
 def stepped(opt: str, layouts, *, is_fused: bool, reload: bool) -> torch.Tensor:
