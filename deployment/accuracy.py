@@ -11,7 +11,7 @@ import engine
 import utils
 from deployment import weights
 from deployment.weights import Trained
-from run import checkpoint, config, hardware, process
+from run import checkpoint, config, flips, hardware, process
 from run.config import Config
 from run.errors import InputError, first_line
 
@@ -46,7 +46,7 @@ def prepare(cfg: Config, rank: utils.Rank) -> dict:
     amp_dtype = hardware.pick_amp(cfg.amp, rank.device)
     memory_format = hardware.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
     parts = engine.EvalParts(amp_dtype=amp_dtype, memory_format=memory_format, rank=rank)
-    net.to(rank.device, memory_format=memory_format)
+    net = flips.asked_twice(net, cfg.tta).to(rank.device, memory_format=memory_format)
     return {"net": net, "loader": datasets.build_val_loader(cfg, images, rank), "parts": parts}
 
 
