@@ -99,9 +99,10 @@ def require_alike(members: Sequence[Member], *, allows_other_recipes: bool) -> N
     first, faults = members[0], Faults()
     cfg = Config(**settings_of(first.saved, first.source))
     for member in members[1:]:
-        faults.add(*(f"{member.source} and {first.source} cannot be averaged: {text}" for text in _differences(first, member)))
+        differences = _differences(first, member)
+        faults.add(*(f"{member.source} and {first.source} cannot be averaged: {text}" for text in differences))
         changes = checkpoint.recipe_changes(member.saved, cfg, first.saved.get("run", {})) if isinstance(member.saved.get("args"), dict) else []
-        if changes and not allows_other_recipes and not faults:
+        if changes and not allows_other_recipes and not differences:
             advice = "average checkpoints of one recipe, or accept with --allow-config-change where all were fine-tuned from the same weights"
             faults.add(f"{member.source} is of another recipe than {first.source}: {'; '.join(changes)}. {advice[0].upper()}{advice[1:]}")
     faults.refuse()

@@ -98,7 +98,8 @@ def tried(args: argparse.Namespace, chosen: list[Member], trial: Trial) -> tuple
 
 
 def noted_of(member: Member) -> dict:
-    return {"file": member.source, "epoch": member.epoch, "acc1": member.acc1}
+    """What is to be known of a member."""
+    return {"file": member.source, "epoch": member.epoch, "acc1": member.acc1, **writing.origin(member.saved)}
 
 
 def main(argv: list[str]) -> int:
@@ -118,9 +119,9 @@ def main(argv: list[str]) -> int:
     else:
         cfg = recipe.recipe_of(first.saved, first.source, flags, is_eval=args.bn == "average")
         state, noted = tried(args, chosen, Trial(cfg, first.state(), rank, share=args.held_out))
-    made_from = {"what": f"{args.soup} soup", "use_ema": args.use_ema, **noted}
+    made_from = {"what": f"{args.soup} soup of {len(noted['members'])} checkpoints", "use_ema": args.use_ema, **noted}
     writing.write(out, state, first.saved, made_from=made_from)
-    log.info("%s: the %s of %d checkpoints", out, made_from["what"], len(noted["members"]))
+    log.info("%s: the %s", out, made_from["what"])
     process.stop_process()
     return 0
 

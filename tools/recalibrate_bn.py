@@ -47,7 +47,13 @@ def main(argv: list[str]) -> int:
     checkpoint.load_weights(net, state, where=args.input)
     num_images = statistics.recalibrate(net.to(rank.device), statistics.training_batches(cfg, images, rank, args.images))
     facts = {**saved, **datasets.facts(cfg, images.classes)}
-    made_from = {"what": "BatchNorm's statistics taken anew", "file": args.input, "use_ema": args.use_ema, "images": num_images}
+    made_from = {
+        "what": f"with BatchNorm's statistics of {num_images} images",
+        "file": args.input,
+        "use_ema": args.use_ema,
+        "images": num_images,
+        **writing.origin(saved),
+    }
     writing.write(out, {name: value.cpu() for name, value in net.state_dict().items()}, facts, made_from=made_from)
     log.info("%s: BatchNorm's statistics are those of %d training images", out, num_images)
     process.stop_process()
