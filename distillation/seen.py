@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 
 import datasets
@@ -40,9 +41,10 @@ class Mix:
 class Seen:
     """An image of a step, by its `number` among those shown, from 0.
 
-    `pixels`: uint8 (H, W, 3), as the student sees it; `source`: the picture as it is stored; `drawn`: as `loading.augment.describe` gives it;
-    `target`: what is to be learnt where it is a distribution; `teacher`: what the teacher says, its classes with probabilities or one class
-    alone (NaN), nothing where none is asked; `damaged`: file and reason, where another image of its class stands in for it."""
+    `pixels`: uint8 (H, W, 3), as the student sees it; `source`: the picture as it is stored; `drawn`: as `loading.augment.describe` gives it, with
+    the crop in pixels of `source` if `crops_source`, else of what that is resized or padded to; `target`: what is to be learnt where it is a distribution;
+    `teacher`: what the teacher says, its classes with probabilities or one class alone (NaN), nothing where none is asked; `damaged`: file and
+    reason, where another image of its class stands in for it; `further`: pixels of the further views of --aug-splits."""
 
     number: int
     position: int
@@ -51,10 +53,12 @@ class Seen:
     pixels: np.ndarray
     source: Image.Image
     drawn: dict
+    crops_source: bool
     mix: Mix | None
     target: Shares
     teacher: Shares
     damaged: str | None
+    further: Sequence[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -90,29 +94,39 @@ def see(cfg: Config, rank: Rank, *, epoch: int, step: int, num_images: int, num_
     who, said = _ask(cfg, loader, rank, mixed, batch, epoch) if asks and cfg.distillation != "none" else ("", [[] for _ in keys])
     mixes = _mixes(mixing, plan, batch, mixed, epoch)
     seen = [
-        _seen(i, key, dataset, batch, pixels=mixed[i], mix=mixes[i], target=_shares(targets[i], images.classes) if targets.ndim == 2 else [], said=said[i])
+        _seen(
+            i,
+            key,
+            dataset,
+            batch,
+            views=mixed[i :: len(keys)],
+            mix=mixes[i],
+            target=_shares(targets[i], images.classes) if targets.ndim == 2 else [],
+            said=said[i],
+        )
         for i, key in enumerate(keys)
     ]
     return Step(epoch, step, num_steps, global_batch, plan.group_size, who), seen
 
 
-def _seen(i: int, key: Key, dataset: TrainingSet, batch: Batch, *, pixels: Tensor, mix: Mix | None, target: Shares, said: Shares) -> Seen:
-    images = dataset.images
+def _seen(i: int, key: Key, dataset: TrainingSet, batch: Batch, *, views: Tensor, mix: Mix | None, target: Shares, said: Shares) -> Seen:
+    images, transform = dataset.images, dataset.transform_at(key.epoch)
     sample, drawn, damaged = _drawn(key, dataset)
-    colours = pixels * torch.tensor(augment.STD).view(3, 1, 1) + torch.tensor(augment.MEAN).view(3, 1, 1)
-    shown = (colours.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    mean, std = augment.tensors_of(transform.statistics, views.device)
+    first, *further = ((views * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
     label = images.classes[int(batch.targets[i])]
-    return Seen(i, key.position, images.name(sample), label, shown, images[sample][0], drawn, mix, target, said, damaged)
+    crops_source = isinstance(transform.parts.transforms[0], RandomResizedCropAndInterpolation)
+    return Seen(i, key.position, images.name(sample), label, first, images[sample][0], drawn, crops_source, mix, target, said, damaged, further)
 
 
 def _drawn(key: Key, dataset: TrainingSet) -> tuple[int, dict, str | None]:
     """The image that stands for `key`, what was drawn for it, and which damaged file it stands in for, and why."""
     members = np.flatnonzero(dataset.images.targets == dataset.images.targets[key.sample])
-    damaged = None
+    transform, damaged = dataset.transform_at(key.epoch), None
     for sample in [key.sample, *dataset.plan.replacements(key, members)]:
         try:
-            image = dataset.images.open(sample, is_fast=dataset.transform.is_fast)
-            return sample, augment.describe(key, plan=dataset.plan, transform=dataset.transform, image=image), damaged
+            image = dataset.images.open(sample, is_fast=transform.is_fast)
+            return sample, augment.describe(key, plan=dataset.plan, transform=transform, image=image), damaged
         except DamagedImage as error:
             damaged = damaged or f"{error.name}: {error.reason}"
     raise InputError(f"{damaged}: no other image of the class can be read either")  # the batch would have said so before

@@ -13,6 +13,7 @@ outcomes.py         what a network said of each image, and what follows from it
 evaluation_page.py  the page of an evaluation
 batch_page.py       images of a training step, as a page or a PNG
 run_page.py         the page of a set of runs
+browser.py          pages as a browser shows them
 inspection.py       a network opened, its layers named, photographs fed
 features.py         branches of a token mixer
 receptive_field.py  effective receptive fields

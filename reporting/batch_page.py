@@ -38,20 +38,28 @@ def described(one: Seen) -> list[str]:
     crop = "the whole image"
     if drawn["box"] is not None:
         top, left, height, width = drawn["box"]
-        crop = f"crop {height} x {width} at ({top}, {left}) of {one.source.height} x {one.source.width}"
-    ops = ", ".join(" ".join([name, *map(_argument, arguments)]) for name, arguments in drawn["ops"])
-    erased = "; ".join(f"{height} x {width} at ({top}, {left})" for top, left, height, width in drawn["erased"])
+        crop = f"crop {height} x {width} at ({top}, {left}) of " + (
+            f"{one.source.height} x {one.source.width}" if one.crops_source else "its resized or padded form"
+        )
     lines = [
         f"class {one.label}, {'/'.join(one.name.rsplit('/', 2)[-2:])}",
         f"in place of a damaged one, {one.damaged}" if one.damaged else "",
-        crop + (", mirrored" if drawn["flip"] else ""),
-        f"ops: {ops}" if ops else "",
-        f"erased: {erased}" if erased else "",
+        f"resized to {drawn['resized'][0]} x {drawn['resized'][1]}" if drawn["resized"] else "",
+        crop + (", mirrored" if drawn["flip"] else "") + (", upside down" if drawn["vflip"] else ""),
+        *_changes(drawn),
+        *(f"view {i}, {line}" for i, split in enumerate(drawn["splits"], 2) for line in _changes(split) or ["unchanged"]),
         _mixed(one),
         f"to learn: {_told(one.target)}" if one.target else "",
         f"teacher: {_told(one.teacher)}" if one.teacher else "",
     ]
     return [line for line in lines if line]
+
+
+def _changes(drawn: dict) -> list[str]:
+    """Lines on the ops and the erased boxes of a view, where there are any."""
+    ops = ", ".join(" ".join([name, *map(_argument, arguments)]) for name, arguments in drawn["ops"])
+    erased = "; ".join(f"{height} x {width} at ({top}, {left})" for top, left, height, width in drawn["erased"])
+    return [*([f"ops: {ops}"] if ops else []), *([f"erased: {erased}"] if erased else [])]
 
 
 def _argument(value: object) -> str:
@@ -73,11 +81,8 @@ def _told(shares: Shares) -> str:
 
 
 def outline(one: Seen) -> tuple[int, int, int, int] | None:
-    """The crop (top, left, height, width) where it lies in the stored image: not that of a small one, whose padded or resized form is cropped."""
-    box = one.drawn["box"]
-    if box is None or box[0] < 0 or box[1] < 0 or box[0] + box[2] > one.source.height or box[1] + box[3] > one.source.width:
-        return None
-    return box
+    """The crop (top, left, height, width) where it is one of the stored image."""
+    return one.drawn["box"] if one.crops_source else None
 
 
 # --- the page --------------------------------------------------------------------------------------------------------------------------
@@ -92,7 +97,8 @@ def batch_page(step: Step, seen: Sequence[Seen]) -> str:
 def _card(one: Seen) -> Markup:
     head, *lines = described(one)
     view = pages.image(Image.fromarray(one.pixels), f"Image {one.number} as the student sees it: " + "; ".join([head, *lines]))
-    pictures = element("div", _source(one), view, class_="pair")
+    further = [pages.image(Image.fromarray(pixels), f"View {i} of image {one.number}") for i, pixels in enumerate(one.further, 2)]
+    pictures = element("div", _source(one), view, *further, class_="pair")
     return figure(pictures, pages.lines(element("b", f"{one.number}: {head}"), *lines))
 
 
@@ -113,7 +119,7 @@ def _source(one: Seen) -> Markup:
 
 
 def draw_batch(step: Step, seen: Sequence[Seen], out: Path) -> None:
-    """The same as a PNG, where letters that no font at hand has are boxes. InputError without matplotlib."""
+    """The same as a PNG, with the first view of each image, where letters that no font at hand has are boxes. InputError without matplotlib."""
     figure_type, _ = need_matplotlib()
     columns = min(PER_ROW, len(seen))
     rows = math.ceil(len(seen) / columns)

@@ -96,7 +96,7 @@ def _course(run: Run, beside: Beside) -> str:
     """How far one run is."""
     planned = beside.settings.get("epochs")
     first, last = run.records[0]["epoch"], run.last_epoch
-    if not isinstance(planned, int):
+    if not isinstance(planned, int) or last >= planned:  # a run that went on for longer keeps its first args.yaml
         return f"{len(run.records)} epochs, {first} to {last}."
     left = hours_left(run, planned - 1)
     state = "finished" if last >= planned - 1 else "unfinished" + (f", about {left:.1f} h left" if left else "")

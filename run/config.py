@@ -102,7 +102,9 @@ class Config(RunConfig):
     tta: str = setting(
         "none", "with --eval: hflip: the mean of what the network says of an image and of its mirror image, in probabilities", choices=("none", "hflip")
     )
-    report: str | None = setting(None, "with --eval: CSV file for per-class accuracy and the confusion matrix, or .json for all that was measured")
+    report: str | None = setting(
+        None, "with --eval: page of accuracies, calibration and mistakes (.html), all that was measured (.json), or per-class accuracy and confusions as CSV"
+    )
     pretrained: bool = setting(False, "start from the model's published weights: base variant without, dist variant with distillation")
     # robustness
     inc_path: str | None = setting(None, "with --eval: folder of ImageNet-C or of what tools/corrupt_images.py writes, <corruption>/<1..5>/<class>/")
@@ -286,6 +288,17 @@ class Config(RunConfig):
         return not (self.eval and self.set_flags and self.data_set != "DIGITS" and not self.data_path)
 
     @property
+    def num_epochs(self) -> int:
+        """Epochs of the whole run: of all cycles of the schedule together, as timm counts them."""
+        factor, cycles = self.lr_cycle_mul, self.lr_cycle_limit
+        return self.epochs * cycles if factor == 1 else math.floor(-self.epochs * (factor**cycles - 1) / (1 - factor))
+
+    @property
+    def keeps_statistics(self) -> tuple[str, ...]:
+        """Names of the modules in which BatchNorm's statistics stay as they are; "" is the whole network."""
+        return ("",) if self.set_bn_eval else self.freeze or ()
+
+    @property
     def size_starts(self) -> dict[int, int]:
         """Size of training images by the epoch from which on they have it; the first is 0. InputError where --image-size-schedule says none."""
         if self.image_size_schedule is None:
@@ -305,17 +318,6 @@ class Config(RunConfig):
             (f"--input-size {self.input_size}", self.input_size),
             *((f"--image-size-schedule {self.image_size_schedule}, {size} pixels,", size) for size in self.train_sizes if size != self.input_size),
         ]
-
-    @property
-    def num_epochs(self) -> int:
-        """Epochs of the whole run: of all cycles of the schedule together, as timm counts them."""
-        factor, cycles = self.lr_cycle_mul, self.lr_cycle_limit
-        return self.epochs * cycles if factor == 1 else math.floor(-self.epochs * (factor**cycles - 1) / (1 - factor))
-
-    @property
-    def keeps_statistics(self) -> tuple[str, ...]:
-        """Names of the modules in which BatchNorm's statistics stay as they are; "" is the whole network."""
-        return ("",) if self.set_bn_eval else self.freeze or ()
 
     @property
     def is_mixing(self) -> bool:
@@ -500,6 +502,7 @@ def _augmentation_rules(cfg: Config) -> list[tuple[bool, str]]:
         (cfg.mixup_off_epoch > 0 and not cfg.is_mixing, "--mixup-off-epoch ends mixup and CutMix, and neither is on: drop it"),
         (cfg.aug_splits == 1, "--aug-splits 1 is the one view of an image that there is without: use 2 or more, or 0"),
         (cfg.jsd_loss and cfg.aug_splits < 2, "--jsd-loss compares views of an image: add --aug-splits 3"),
+        (cfg.jsd_loss and cfg.bce_loss, "--jsd-loss and --bce-loss are two losses for one run: drop one of them"),
         (
             cfg.aug_splits > 1 and cfg.is_mixing and not cfg.eval,
             "--aug-splits compares views of an image, which mixup and CutMix would mix with others: add --mixup 0 --cutmix 0",

@@ -1,15 +1,14 @@
 """Pages as a reader meets them: parsed, and opened in a headless Chromium where there is one."""
 
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from reporting.browser import NAMES, chromium, find_chromium
+
 VOID = {"br", "img", "meta"}
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "headless_shell")
 
 
 class Page(HTMLParser):
@@ -67,14 +66,11 @@ def read_page(path: Path) -> Page:
 
 def browsed(path: Path, folder: Path, script: str = "") -> Page:
     """The page as Chromium has it once its scripts, and then `script`, have run; skips the test where there is no Chromium."""
-    chromium = next(filter(None, map(shutil.which, NAMES)), None)
-    if chromium is None:
+    if find_chromium() is None:
         pytest.skip(f"no Chromium on the PATH ({', '.join(NAMES)}): Debian has it as chromium")
     errors = "<script>window.onerror = function (what) { document.body.dataset.fault = what; };</script>"
     text = path.read_text(encoding="utf-8").replace("<head>", f"<head>{errors}").replace("</body>", f"<script>{script}</script></body>")
     (folder / "opened.html").write_text(text, encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder / 'profile'}"]
-    done = subprocess.run([chromium, *flags, "--dump-dom", (folder / "opened.html").as_uri()], capture_output=True, timeout=120, check=True)
-    page = Page(done.stdout.decode())
+    page = Page(chromium(folder / "opened.html", "--dump-dom").decode())
     assert "data-fault" not in page.all("body")[0], page.all("body")[0]
     return page

@@ -87,7 +87,7 @@ def test_packages_say_what_their_files_hold(package):
 
 
 def test_architectures_import_what_they_share_but_not_each_other():
-    shared = {"layers", "depthwise", "mixers", "recconv", "nets", "registration", "ska", "ska_triton", "profile"}
+    shared = {"layers", "depthwise", "mixers", "recconv", "nets", "recompute", "registration", "ska", "ska_triton", "profile"}
     families = {f"model.{path.stem}" for path in (ROOT / "model").glob("*.py") if path.stem not in {"__init__", *shared}}
     for family in sorted(families):
         assert imported_modules(MODULES[family]) & families == set(), family

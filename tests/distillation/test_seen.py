@@ -12,7 +12,7 @@ import torch
 import datasets
 from distillation import seen
 from loading import augment
-from reporting.batch_page import described
+from reporting.batch_page import batch_page, described
 from run import config
 from tests.browsing import browsed, read_page
 from tests.nets import randomise
@@ -55,6 +55,32 @@ def test_the_images_are_those_of_training(digits_folder, num_images, alphas):
         assert (one.mix.box is None) == ("--cutmix=0" in alphas) and shown[one.mix.partner].mix.partner == one.number
         if shown[one.mix.partner].label != one.label:
             assert dict(one.target)[one.label] == pytest.approx(one.mix.lam * (1 - cfg.smoothing) + cfg.smoothing / 4, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--aug-splits=3", "--mixup=0", "--cutmix=0", "--resplit"],
+        ["--image-size-schedule=32:0,48:0.5", "--vflip=0.5"],
+        ["--train-crop-mode=rkrr", "--mean", "0.5", "0.5", "0.5", "--std", "0.2", "0.2", "0.2"],
+        ["--mixup-off-epoch=1"],
+    ],
+)
+def test_views_sizes_crops_and_epochs_without_mixing_are_those_of_training(digits_folder, flags):
+    cfg = parsed(digits_folder, "--distillation-type=none", *flags)
+    images, _, positions = trained_on(cfg, 1, 2)
+    _, shown = seen.see(cfg, RANK, epoch=1, step=2, num_images=16)
+    mean, std = augment.tensors_of(augment.statistics(cfg), images.device)
+    expected = ((images * std + mean).clamp(0, 1) * 255).permute(0, 2, 3, 1).numpy()
+    place = {position: i for i, position in enumerate(positions.tolist())}
+    for one in shown:
+        views = [one.pixels, *one.further]
+        assert len(views) == max(1, cfg.aug_splits) == 1 + len(one.drawn["splits"])
+        for k, view in enumerate(views):
+            assert np.abs(view - expected[k * len(positions) + place[one.position]]).max() <= 0.5001
+        assert (one.mix is None) == (not cfg.is_mixing or cfg.mixup_off_epoch == 1) and one.crops_source == (cfg.train_crop_mode is None)
+        assert one.pixels.shape[0] == (48 if cfg.image_size_schedule else 40)
+    assert len(batch_page(seen.see(cfg, RANK, epoch=1, step=2, num_images=2)[0], shown[:2])) > 1000
 
 
 def test_a_run_of_several_processes_has_longer_steps(digits_folder):
@@ -108,7 +134,6 @@ def test_page_and_picture_show_every_image_and_damaged_ones_are_named(digits_fol
     page = read_page(tmp_path / "batch.html")
     assert len(page.all("img")) == 8 and len(page.all("image")) == 8 and len(page.all("rect")) == 16
     assert f"in place of a damaged one, {first.name}" in page.text and "to learn: " in page.text and "crop " in page.text
-    assert len(browsed(tmp_path / "batch.html", tmp_path).all("figure")) == 8
     assert show_batch.main([*flags, "--out", str(tmp_path / "batch.png")]) == 0 and (tmp_path / "batch.png").read_bytes()[1:4] == b"PNG"
     capsys.readouterr()
     for extra, said in (
@@ -117,3 +142,4 @@ def test_page_and_picture_show_every_image_and_damaged_ones_are_named(digits_fol
         (["--eval", "--resume=x"], "drop it"),
     ):
         assert show_batch.main([*flags, "--out", str(tmp_path / "b.html"), *extra]) == 1 and said in capsys.readouterr().err
+    assert len(browsed(tmp_path / "batch.html", tmp_path).all("figure")) == 8

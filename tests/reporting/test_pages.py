@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fuse_eval
 import main
 import report
-from reporting import charts, evaluation_page, outcomes, pages, run_page
+from reporting import browser, charts, evaluation_page, outcomes, pages, run_page
+from reporting.browser import find_chromium
 from reporting.outcomes import Outcomes
 from tests.browsing import Page, browsed, read_page
 from tests.programs import colours
+from tools import picture_page
 
 NASTY = '<script>x()</script> & "日本" \udcff \x01'
 
@@ -138,6 +141,8 @@ def test_the_page_of_an_evaluation_tells_what_was_confused_and_shows_it(evaluati
 def test_json_has_the_calibration_and_csv_the_table_of_classes(evaluation, tmp_path, capsys):
     for name in ("a.json", "a.csv"):
         main.main([*evaluation, f"--report={tmp_path / name}"])
+    fuse_eval.main([*evaluation[1:], f"--report={tmp_path / 'b.csv'}"])
+    assert (tmp_path / "b.csv").read_text() == (tmp_path / "a.csv").read_text()
     found = json.loads((tmp_path / "a.json").read_text())
     ece, confidence, bins = (found["calibration"][key] for key in ("ece", "mean_confidence", "bins"))
     assert sum(one["num_images"] for one in bins) == 11 and ece == pytest.approx(100 * 8 / 11 - confidence)  # all in one bin, of 33 %
@@ -208,6 +213,9 @@ def test_one_run_is_held_against_the_defaults_and_a_published_log_has_nothing_be
     for name in (runs / "first", runs / "recnext_m1_without_distill_300e.txt"):
         assert report.main([str(name), "--out", str(tmp_path / f"{name.stem}.html")]) == 0
     ours, theirs = (read_page(tmp_path / f"{name}.html") for name in ("first", "recnext_m1_without_distill_300e"))
+    longer = (runs / "first" / "args.yaml").read_text().replace("epochs: 6", "epochs: 4")
+    (runs / "first" / "args.yaml").write_text(longer)
+    assert "6 epochs, 0 to 5." in run_page.run_page([str(runs / "first")])
     assert ["epochs", "300", "6"] in ours.rows and ["lr", "0.001"] in ours.rows and "6 of 6 epochs: finished" in ours.text
     assert "Environment" not in theirs.texts and "Rates and waits" not in theirs.texts and "5 epochs, 0 to 4." in theirs.text
 
@@ -230,3 +238,19 @@ def test_pages_of_many_runs_stay_small_and_one_run_shows_every_epoch(tmp_path):
     many, one = (Page(run_page.run_page([str(name)])) for name in (tmp_path, tmp_path / "run_0.txt"))
     assert len(run_page.run_page([str(tmp_path)])) < 2_000_000
     assert len(many.all("polyline")) == 30 * 5 and len(one.all("polyline")) == 5 + 4  # all but the learning rate with each epoch, thin
+
+
+def test_a_page_is_pictured_in_both_schemes(tmp_path, monkeypatch, capsys):
+    (tmp_path / "page.html").write_text(pages.page("Title", ["Text."], []), encoding="utf-8")
+    if find_chromium() is not None:
+        for flags, is_light in (([], True), (["--dark"], False)):
+            assert picture_page.main([str(tmp_path / "page.html"), "--size=300x500", f"--out={tmp_path / 'page.png'}", *flags]) == 0
+            picture = Image.open(tmp_path / "page.png")
+            assert picture.size == (500, 300) and (np.asarray(picture.convert("L")).mean() > 128) == is_light
+    monkeypatch.setattr(browser, "NAMES", ("no-such-browser",))
+    for argv, said in (
+        ([str(tmp_path / "page.html"), "--out=x.png"], "no Chromium"),
+        (["no.html", "--out=x.png"], "no such page"),
+        (["a", "--out=b.jpg"], "is a PNG"),
+    ):
+        assert picture_page.main(argv) == 1 and said in capsys.readouterr().err
