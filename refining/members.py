@@ -53,8 +53,8 @@ def _open_run(folder: Path, *, use_ema: bool) -> Iterator[Member]:
     """Every epoch that there is a sound checkpoint of, once, in their order."""
     paths = [path for _, path in checkpoint.numbered(folder)]
     paths += [folder / name for name in (checkpoint.BEST, checkpoint.BEST_EMA, checkpoint.LAST) if (folder / name).is_file()]
-    found = {}
-    for path in paths:
+    found, files = {}, {path.stat().st_ino: path for path in reversed(paths) if path.is_file()}  # the best ones may be links to numbered ones
+    for path in reversed(files.values()):
         try:
             member = open_member(str(path), use_ema=use_ema)
         except InputError as error:

@@ -2,9 +2,11 @@
 
 import argparse
 
+from run import process
 from run.command import spellings
 from run.config import SETTINGS, Config, validate
 from run.errors import InputError
+from utils import Rank, log
 
 # What of a run's settings says how it ran, or started, and not how its images and its network are made.
 NEUTRAL = {
@@ -39,6 +41,18 @@ def recipe_of(saved: dict, source: str, flags: dict, *, is_eval: bool) -> Config
     cfg = Config(**{**settings, **NEUTRAL, "eval": is_eval, "resume": source if is_eval else None})
     validate(cfg)
     return cfg
+
+
+def start(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, dict, Rank]:
+    """The command's own flags; main.py's settings among the others, by name; and its process. InputError where a flag is unknown or does not fit,
+    and where there are several processes."""
+    args, flags, notes = read_flags(parser, argv)
+    rank = process.start_process(flags.get("device", "auto"), flags.get("seed", 0))
+    if rank.world_size > 1:
+        raise InputError(f"{parser.prog} is one process, and {rank.world_size} were started", "start it without a launcher")
+    for note in notes:
+        log.info(note)
+    return args, flags, rank
 
 
 def read_flags(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, dict, list[str]]:

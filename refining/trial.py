@@ -1,5 +1,7 @@
 """Weights tried on validation images: some of them choose, the others, which had no say in it, judge."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from torch import Tensor
 
@@ -14,7 +16,8 @@ from run import checkpoint, hardware, network
 from run.config import Config
 from run.errors import InputError
 from sources.parts import fraction_of
-from utils import Rank
+from sources.progress import Progress
+from utils import Rank, log
 
 State = dict[str, Tensor]
 
@@ -28,9 +31,11 @@ def split(images: Images, share: float, data_seed: int) -> tuple[Images, Images 
 
 
 class Trial:
-    """A network of the recipe that takes the weights to try, the images that choose (`share` of each class's), and those that judge."""
+    """A network of the recipe that takes the weights to try, the images that choose (`share` of each class's), and those that judge.
 
-    def __init__(self, cfg: Config, state: State, rank: Rank, *, share: float):
+    It says how far it is with `num_trials` on all images, the most that there will be."""
+
+    def __init__(self, cfg: Config, state: State, rank: Rank, *, share: float, num_trials: int):
         self.cfg, self.rank = cfg, rank
         self.train, images = datasets.open_images(cfg)
         self.net = network.build(cfg, len(images.classes), distillation=any("dist" in name for name in state)).to(rank.device)
@@ -39,10 +44,16 @@ class Trial:
         self.num_choosing, self.num_judging = len(choosing), 0 if judging is None else len(judging)
         self.choosing = datasets.build_val_loader(cfg, choosing, rank)
         self.judging = None if judging is None else datasets.build_val_loader(cfg, judging, rank)
+        self.progress = Progress(num_trials * len(images), lambda line: log.info("%s", line))
+
+    def _counted(self, loader: ValLoader) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, targets in loader:
+            yield images, targets
+            self.progress.add(len(targets))
 
     def _acc1(self, state: State, loader: ValLoader) -> float:
         checkpoint.load_weights(self.net, state, where="the weights to try")
-        return engine.evaluate(self.net, loader, self.parts)["acc1"]
+        return engine.evaluate(self.net, self._counted(loader), self.parts)["acc1"]
 
     def score(self, state: State) -> float:
         """Top-1 accuracy, percent, on the images that choose."""

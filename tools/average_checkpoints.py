@@ -104,12 +104,9 @@ def noted_of(member: Member) -> dict:
 
 def main(argv: list[str]) -> int:
     """Exit status, 0. InputError where there is nothing to average, or no room for it."""
-    args, flags, notes = recipe.read_flags(build_parser(), argv)
+    args, flags, rank = recipe.start(build_parser(), argv)
     refuse_contradictions(args)
     allows_other_recipes = flags.pop("allow_config_change", False)
-    rank = process.start_process(flags.get("device", "auto"), flags.get("seed", 0))
-    for note in notes:
-        log.info(note)
     out = writing.require_free(args.output)
     chosen = members.find(args.input, use_ema=args.use_ema, last=args.last, best=args.best)
     members.require_alike(chosen, allows_other_recipes=allows_other_recipes)
@@ -118,7 +115,8 @@ def main(argv: list[str]) -> int:
         state, noted = soups.uniform(member.state() for member in chosen), {"members": [noted_of(member) for member in chosen], "bn": args.bn}
     else:
         cfg = recipe.recipe_of(first.saved, first.source, flags, is_eval=args.bn == "average")
-        state, noted = tried(args, chosen, Trial(cfg, first.state(), rank, share=args.held_out))
+        num_trials = len(chosen) + 1 + (len(chosen) + 1 if args.soup == "greedy" else 0)
+        state, noted = tried(args, chosen, Trial(cfg, first.state(), rank, share=args.held_out, num_trials=num_trials))
     made_from = {"what": f"{args.soup} soup of {len(noted['members'])} checkpoints", "use_ema": args.use_ema, **noted}
     writing.write(out, state, first.saved, made_from=made_from)
     log.info("%s: the %s", out, made_from["what"])

@@ -33,10 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """Exit status, 0. InputError where the checkpoint does not fit, or the network has no BatchNorm."""
-    args, flags, notes = recipe.read_flags(build_parser(), argv)
-    rank = process.start_process(flags.get("device", "auto"), flags.get("seed", 0))
-    for note in notes:
-        log.info(note)
+    args, flags, rank = recipe.start(build_parser(), argv)
     out = writing.require_free(args.output)
     saved = checkpoint.read(args.input)
     state = checkpoint.weights(saved, use_ema=args.use_ema, where=args.input)
