@@ -559,7 +559,7 @@ class Saver:
         self._write([*numbered, *better, checkpoint.LAST])
         self.held |= better
         if self.parts.rank.is_main:
-            checkpoint.prune(self.folder, record["epoch"])
+            checkpoint.prune(self.folder, record["epoch"], self.cfg.checkpoint_hist)
         return any_process([self.stop.is_made], self.parts.rank)[0]
 
     def go_back(self) -> str | None:

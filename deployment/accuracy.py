@@ -13,7 +13,7 @@ import utils
 from deployment import weights
 from deployment.verify import Opened
 from deployment.weights import Trained
-from run import checkpoint, config, hardware, process
+from run import checkpoint, config, flips, hardware, process
 from run.config import Config
 from run.errors import InputError, first_line
 from sources.progress import Progress
@@ -49,7 +49,7 @@ def prepare(cfg: Config, rank: utils.Rank) -> dict:
     amp_dtype = hardware.pick_amp(cfg.amp, rank.device)
     memory_format = hardware.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
     parts = engine.EvalParts(amp_dtype=amp_dtype, memory_format=memory_format, rank=rank)
-    net.to(rank.device, memory_format=memory_format)
+    net = flips.asked_twice(net, cfg.tta).to(rank.device, memory_format=memory_format)
     return {"net": net, "loader": datasets.build_val_loader(cfg, images, rank), "parts": parts}
 
 

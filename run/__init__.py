@@ -13,6 +13,7 @@ compiling.py   networks through torch.compile
 network.py     the network that a recipe names, and how it is trained
 freezing.py    parts of it that do not learn
 norms.py       BatchNorm over all processes
+flips.py       a network asked of images and their mirror images
 optim.py       optimiser, schedule, EMA
 clipping.py    gradient clipping
 skipping.py    steps that are not finite, left out on the device

@@ -129,7 +129,7 @@ def test_only_the_last_three_numbered_checkpoints_stay(tmp_path):
     for epoch in (0, 1, 2, 3, 9):
         (tmp_path / f"checkpoint_{epoch}.pth").touch()
     (tmp_path / "checkpoint_best.pth").touch()
-    checkpoint.prune(tmp_path, 3)
+    checkpoint.prune(tmp_path, 3, 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"checkpoint_{name}.pth" for name in ("1", "2", "3", "9", "best")]
 
 
