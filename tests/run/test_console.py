@@ -177,3 +177,6 @@ def test_ends_are_told_with_what_lies_between_epochs(monkeypatch):
     meter.report(1.5, 0.1)
     assert meter.left_s() == (25.0, 25.0 + 7 + 2 * (40 + 7))
     assert meter.status() == "loss 1.5000  3 images/s  ends in 0:00:25, the run in 0:02:06  data 25 %"
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**29 if device == meter.device else 0)
+    meter.device = torch.device("cuda", 1)
+    assert meter.status().endswith("data 25 %  1.5 GiB")
