@@ -18,6 +18,7 @@ import engine
 import main
 from detection import __main__ as detection
 from run import console, process
+from run.signals import StopRequest
 from tests.conftest import TINY_RUN, read_log
 from tests.detection.conftest import SHORT_RUN as DETECTION_RUN
 from tools import make_shapes
@@ -60,6 +61,7 @@ def terminal(monkeypatch):
     monkeypatch.setattr(console, "DRAW_EVERY_S", 0.0)
     monkeypatch.setattr(engine, "BAR_EVERY_S", 0.0)
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(StopRequest, "is_made", False)  # of the process, whatever other tests left
 
     @contextlib.contextmanager
     def opened(columns: int = COLUMNS):
