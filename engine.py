@@ -3,7 +3,6 @@
 An epoch is what lies between two evaluations."""
 
 import contextlib
-import csv
 import dataclasses
 import functools
 import math
@@ -426,11 +425,10 @@ def average_buffers(net: nn.Module, rank: Rank) -> None:
 
 
 @torch.no_grad()
-def evaluate(net: nn.Module, loader: Iterable, parts: EvalParts, confusion: Tensor | None = None) -> dict:
+def evaluate(net: nn.Module, loader: Iterable, parts: EvalParts, note: Callable[[Tensor, Tensor], None] | None = None) -> dict:
     """Loss, top-1 and top-5 accuracy in percent and the number of images, exact for any number of processes.
 
-    Every process counts its own images; the sums are added. `confusion` (C, C), of integers, is filled with the number of images
-    per (class, predicted class)."""
+    Every process counts its own images; the sums are added. `note` is told of each batch's logits (B, C) and class indices (B,)."""
     net = parts.compiler(net).eval()
     device = next(net.parameters()).device
     sums = torch.zeros(4, dtype=torch.float64, device=device)
@@ -441,11 +439,8 @@ def evaluate(net: nn.Module, loader: Iterable, parts: EvalParts, confusion: Tens
             logits = net(images)
         losses = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
         sums += torch.stack([losses.double(), count_correct(logits, targets, 1), count_correct(logits, targets, 5), targets.new_full((), len(targets))])
-        if confusion is not None:
-            one = torch.ones_like(targets)
-            confusion.index_put_((targets, logits.argmax(dim=1)), one, accumulate=True)
-    if confusion is not None:
-        all_sum(confusion)
+        if note is not None:
+            note(logits, targets)
     loss, correct1, correct5, num_images = all_sum(sums.to(parts.rank.device)).tolist()
     return {"loss": loss / num_images, "acc1": 100 * correct1 / num_images, "acc5": 100 * correct5 / num_images, "num_images": int(num_images)}
 
@@ -697,12 +692,9 @@ def announce(cfg: Config, state: TrainState, loader, rank: Rank) -> None:
         )
 
 
-def report(net: nn.Module, loader: ValLoader, parts: EvalParts, *, classes: list[str], report: str | None) -> dict:
-    """Evaluate and print the line that ends `--eval`; write per-class accuracy and confusions to the CSV file `report`. What `evaluate` returns."""
-    confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64, device=parts.rank.device) if report else None
-    result = evaluate(net, loader, parts, confusion)
-    if report and parts.rank.is_main:
-        write_confusion(Path(report), confusion.cpu(), classes)
+def report(net: nn.Module, loader: ValLoader, parts: EvalParts, note: Callable[[Tensor, Tensor], None] | None = None) -> dict:
+    """Evaluate and print the line that ends `--eval`. What `evaluate` takes and returns; `loader` has the `damage` that it met."""
+    result = evaluate(net, loader, parts, note)
     num_skipped = loader.damage.num_skipped
     log.info(
         "Accuracy of the network on the %d test images: acc1 %.3f acc5 %.3f loss %.4f%s",
@@ -710,16 +702,3 @@ def report(net: nn.Module, loader: ValLoader, parts: EvalParts, *, classes: list
         f"  damaged images left out: {num_skipped}" if num_skipped else "",
     )
     return result
-
-
-def write_confusion(path: Path, confusion: Tensor, classes: list[str]) -> None:
-    """CSV: a row per class with its images, how many were recognised, the percentage, then how often each class was predicted."""
-    try:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["class", "images", "correct", "acc1", *(f"predicted {name}" for name in classes)])
-            for i, (name, row) in enumerate(zip(classes, confusion.tolist(), strict=True)):
-                num_images = sum(row)
-                writer.writerow([name, num_images, row[i], f"{100 * row[i] / num_images:.3f}" if num_images else "", *row])
-    except OSError as error:
-        raise InputError(f"--report {path} cannot be written ({error.strerror})") from error

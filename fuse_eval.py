@@ -7,9 +7,9 @@ is, or the safetensors beside it), or any checkpoint, which is fused first."""
 
 import sys
 
-import engine
 import utils
 from deployment.accuracy import prepare
+from robustness.evaluation import Report, evaluate_validation
 from run import config, process
 from run.command import run_process
 from run.errors import InputError
@@ -24,7 +24,10 @@ def main(argv: list[str]) -> int:
         raise InputError("fuse_eval.py evaluates a file: add --resume FILE")
     if cfg.robustness_flags:
         raise InputError(f"fuse_eval.py evaluates the validation images alone: main.py --eval takes {' '.join(cfg.robustness_flags)}")
-    engine.report(**prepare(cfg, rank), report=cfg.report)
+    prepared = prepare(cfg, rank)
+    report = Report(cfg, prepared["loader"].loader.dataset.images.classes, prepared["parts"], cfg.resume)
+    report.check_writable()
+    evaluate_validation(**prepared, report=report)
     process.stop_process()
     return 0
 

@@ -38,7 +38,7 @@ def _require_fit(net: nn.Module, cfg: Config, num_classes: int) -> None:
 
 
 def prepare(cfg: Config, rank: utils.Rank) -> dict:
-    """What `engine.evaluate` takes, by name, for the file in --resume; and the names of the classes."""
+    """What `engine.evaluate` takes, by name, for the file in --resume."""
     _, images = datasets.open_images(cfg)
     net, there = load(cfg)
     checkpoint.warn_of_other(there, cfg.resume, datasets.facts(cfg, images.classes))
@@ -47,7 +47,7 @@ def prepare(cfg: Config, rank: utils.Rank) -> dict:
     memory_format = hardware.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
     parts = engine.EvalParts(amp_dtype=amp_dtype, memory_format=memory_format, rank=rank)
     net.to(rank.device, memory_format=memory_format)
-    return {"net": net, "loader": datasets.build_val_loader(cfg, images, rank), "parts": parts, "classes": images.classes}
+    return {"net": net, "loader": datasets.build_val_loader(cfg, images, rank), "parts": parts}
 
 
 def measure(args: argparse.Namespace, trained: Trained, source: str, *, use_ema: bool = False) -> dict:

@@ -157,6 +157,11 @@ class Images(Sequence):
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return self._open_image(self.samples[index]), int(self.targets[index])
 
+    def name(self, index: int) -> str:
+        """What to call an image: its file, or its place among images that are in no files."""
+        sample = self.samples[index]
+        return f"image {index}" if isinstance(sample, np.ndarray | Image.Image) else str(sample)
+
     def open(self, index: int, *, is_fast: bool) -> decoding.AnyImage:
         """The image as the loaders' transforms take it."""
         if not is_fast:

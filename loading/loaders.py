@@ -131,9 +131,13 @@ class ValLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """A pass. Every process takes part to its end, where DamagedImages names what is damaged unless it is to be left out."""
+        return ((batch.images, batch.targets) for batch in self.batches())
+
+    def batches(self) -> Iterator[Batch]:
+        """The same pass in whole batches, whose `positions` are places in the set."""
         return self._watched(received(iter(self.loader)))
 
-    def _watched(self, batches: Iterator[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         num_damaged = 0
         num_batches = len(self.loader) if self.says_fallbacks else None
         values = self.loader.dataset.transform.statistics
@@ -141,7 +145,7 @@ class ValLoader:
             self.damage.add(batch.damaged)
             num_damaged += len(batch.damaged)
             if len(batch.targets):
-                yield batch.images, batch.targets
+                yield batch
         self.damage.end_pass(num_damaged)
 
     def __len__(self) -> int:

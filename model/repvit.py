@@ -162,5 +162,6 @@ VARIANTS = {  #               channels, squeeze-excite, stride
     )},
 }
 # fmt: on
-PRETRAINED = {name: pretrained_cfg("features.0.0.c", ("classifier.classifier.l", "classifier.classifier_dist.l")) for name in VARIANTS}
-register(VARIANTS, RepViT, PRETRAINED)
+TAGS = {"in1k": "classifier.classifier.l", "dist_in1k": ("classifier.classifier.l", "classifier.classifier_dist.l")}
+PRETRAINED = {f"{name}.{tag}": pretrained_cfg("features.0.0.c", classifier) for name in VARIANTS for tag, classifier in TAGS.items()}
+register(VARIANTS, RepViT, PRETRAINED, distillation_tags=tuple(TAGS))

@@ -122,7 +122,9 @@ class ReXNet(PooledNet):
         hidden = []
         dim = self.num_features
         if self.head_chs:
-            hidden = [nn.Conv2d(dim, self.head_chs, 1), nn.BatchNorm2d(self.head_chs), nn.ReLU6(inplace=True)]
+            # Trained layers stay when the classes change: what they make of the pooled map are the network's features.
+            is_built = hasattr(self, "output")
+            hidden = self.output[:-2] if is_built else [nn.Conv2d(dim, self.head_chs, 1), nn.BatchNorm2d(self.head_chs), nn.ReLU6(inplace=True)]
             dim = self.head_chs
         self.output = FoldingSequential(*hidden, nn.Dropout(self.drop_rate), nn.Conv2d(dim, num_classes, 1) if num_classes > 0 else nn.Identity())
         return (self.output,)

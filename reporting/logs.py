@@ -32,6 +32,10 @@ SPELLINGS = {  # our key: what DeiT's descendants and timm call the same column
     "images_per_s": ("images_per_s",),
     "epoch_s": ("epoch_s",),
     "eval_s": ("eval_s",),
+    "data_wait_s": ("data_wait_s",),
+    "skipped_steps": ("skipped_steps",),
+    "bad_images": ("bad_images",),
+    "test_bad_images": ("test_bad_images",),
 }
 MEASURES = ("train_loss", "test_loss", "test_acc1", "test_ema_acc1")  # an object without any of these is no epoch
 GENERIC_STEMS = ("log", "log_rank0", "summary")  # every run's file has this name: the folder's says more

@@ -17,9 +17,12 @@ from engine import EvalParts
 from loading import augment
 from loading.images import Images
 from loading.loaders import ValLoader
+from reporting.evaluation_page import evaluation_page, evaluation_sections
+from reporting.outcomes import Outcomes, calibrate
 from robustness import attacks, scores, sets
+from robustness.recording import Recorder, viewer, write_classes
 from robustness.scores import CORRUPTIONS, SEVERITIES
-from robustness.sets import Corrupted, Suite, TestSet
+from robustness.sets import Corrupted, Suite, TestSet, readable_classes
 from run.config import Config
 from run.disk import write_whole, writing
 from sources.progress import Progress
@@ -96,16 +99,19 @@ def said_as(progress: Progress, parts: EvalParts, remark: str = "") -> Callable[
 
 
 class Report:
-    """The results so far: a JSON file, written anew after each, so that a stopped evaluation leaves what it has measured."""
+    """The results so far, in the file that --report names: all of them as JSON or as a page, by its ending, written anew after each, so that a
+    stopped evaluation leaves what it has measured; with any other ending the table of the validation images' classes."""
 
-    def __init__(self, cfg: Config, suite: Suite, parts: EvalParts, weights: str | None):
-        is_wanted = cfg.report and cfg.report.lower().endswith(".json")
-        self.path = Path(cfg.report) if is_wanted and parts.rank.is_main else None
+    def __init__(self, cfg: Config, classes: list[str], parts: EvalParts, weights: str | None):
+        self.cfg, self.classes, self.rank = cfg, classes, parts.rank
+        self.path = Path(cfg.report) if cfg.report else None
+        self.ending = self.path.suffix.lower() if self.path else ""
+        self.sections, self.num_skipped = None, 0  # of a page: what is to say of the validation images
         self.document = {
             "model": cfg.model,
             "weights": weights or "pretrained",
             "use_ema": cfg.use_ema,
-            "num_classes": len(suite.classes),
+            "num_classes": len(classes),
             "input_size": cfg.input_size,
             "crop_pct": augment.crop_pct(cfg),
             "crop_mode": cfg.crop_mode,
@@ -118,21 +124,60 @@ class Report:
         self.document["accuracies"][name] = facts
         self.write()
 
-    def write(self) -> None:
-        if self.path is not None:
+    def add_outcomes(self, outcomes: Outcomes, loader: ValLoader) -> None:
+        """Note what was said of each of the validation images, which are the loader's; say how well calibrated that is."""
+        calibration = calibrate(outcomes)
+        self.document["calibration"] = calibration.facts()
+        self.num_skipped = loader.damage.num_skipped
+        log.info("calibration: ECE %.2f %%  mean confidence %.2f %%", 100 * calibration.ece, 100 * calibration.confidence)
+        if not self.rank.is_main:
+            return
+        if self.ending == ".html":
+            self.sections = evaluation_sections(outcomes, readable_classes(self.classes), viewer(loader))
+        elif self.ending != ".json":
+            write_classes(self.path, outcomes, self.classes)
+
+    def check_writable(self) -> None:
+        """InputError where the file cannot be written."""
+        self.write()
+        if self.rank.is_main and self.path is not None and not self.path.exists():
             with writing(f"--report {self.path}", "name another file"):
-                write_whole(self.path, json.dumps(self.document, indent=2, allow_nan=False) + "\n")
+                self.path.touch()
+                self.path.unlink()
+
+    def write(self) -> None:
+        """Bring the file up to date, where all results are to be in it."""
+        if not self.rank.is_main:
+            return
+        if self.ending == ".json":
+            self._write_whole(json.dumps(self.document, indent=2, allow_nan=False) + "\n")
+        elif self.ending == ".html" and self.sections is not None:
+            self._write_whole(evaluation_page(self.document, self.sections, num_skipped=self.num_skipped))
+
+    def _write_whole(self, text: str) -> None:
+        with writing(f"--report {self.path}", "name another file"):
+            write_whole(self.path, text)
+
+
+def evaluate_validation(net: nn.Module, loader: ValLoader, parts: EvalParts, report: Report) -> None:
+    """Evaluate on the validation images, print the line of their accuracies, and report what else is asked for."""
+    if report.path is None:
+        engine.report(net, loader, parts)
+        return
+    recorder = Recorder(loader)
+    result = engine.report(net, recorder, parts, recorder.note)
+    report.add_outcomes(recorder.outcomes(parts.rank), loader)
+    report.add("clean", {name: round(value, 4) if name == "loss" else value for name, value in result.items()})
 
 
 def evaluate_suite(cfg: Config, suite: Suite, net: nn.Module, parts: EvalParts, *, folder: Path | None, weights: str | None) -> None:
     """Try the fused network on all of the suite and print a line per result; write --report. `folder` gets lists of damaged images."""
-    report = Report(cfg, suite, parts, weights)
-    report.write()  # now, to find out whether that can be done
+    report = Report(cfg, suite.classes, parts, weights)
+    report.check_writable()  # now, and not after an hour
     if suite.clean is not None:
         loader = datasets.build_val_loader(cfg, suite.clean, parts.rank, folder)
         engine.prepare_evaluation(parts, net, shape=loader.shape(cfg.input_size))
-        result = engine.report(net, loader, parts, classes=suite.classes, report=None if _is_json(cfg.report) else cfg.report)
-        report.add("clean", {name: round(value, 4) if name == "loss" else value for name, value in result.items()})
+        evaluate_validation(net, loader, parts, report)
     for one in suite.sets:
         counts = _count_set(cfg, one, net, parts, folder)
         _say(one.name, counts)
@@ -143,10 +188,6 @@ def evaluate_suite(cfg: Config, suite: Suite, net: nn.Module, parts: EvalParts, 
         report.add(name, {**counts.facts(), "epsilon": attacks.EPSILON})
     if suite.corrupted is not None:
         _evaluate_corrupted(cfg, suite, net, parts, report, folder)
-
-
-def _is_json(path: str | None) -> bool:
-    return bool(path) and path.lower().endswith(".json")
 
 
 def _say(name: str, counts: Counts) -> None:

@@ -101,6 +101,13 @@ def is_imagenet(classes: Sequence[str]) -> bool:
     return len(classes) == 1000 and (list(classes) == imagenet_classes() or not any(re.fullmatch(r"n\d{8}", name) for name in classes))
 
 
+def readable_classes(classes: Sequence[str]) -> list[str]:
+    """The classes' names for people, no two alike: ImageNet's folders with their first word."""
+    info = ImageNetInfo("imagenet-1k")
+    words = dict(zip(info.label_names(), info.label_descriptions(), strict=True))
+    return [f"{words[name].partition(',')[0]} ({name})" if name in words else name for name in classes]
+
+
 def _numbers(classes: Sequence[str]) -> dict[str, int]:
     """The network's number of each class that a folder may be named after."""
     names = {name: i for i, name in enumerate(imagenet_classes())} if is_imagenet(classes) else {}

@@ -102,7 +102,9 @@ class Config(RunConfig):
     # weights
     dry_run: bool = setting(False, "look at all that the run needs, tell every fault, and what a step and the run will cost, and exit; leaves nothing behind")
     use_ema: bool = setting(False, "evaluate a checkpoint's EMA weights instead of the raw ones")
-    report: str | None = setting(None, "with --eval: CSV file for per-class accuracy and the confusion matrix, or .json for all that was measured")
+    report: str | None = setting(
+        None, "with --eval: page of accuracies, calibration and mistakes (.html), all that was measured (.json), or per-class accuracy and confusions as CSV"
+    )
     pretrained: bool = setting(False, "start from the model's published weights: base variant without, dist variant with distillation")
     # robustness
     inc_path: str | None = setting(None, "with --eval: folder of ImageNet-C or of what tools/corrupt_images.py writes, <corruption>/<1..5>/<class>/")
@@ -477,6 +479,7 @@ def _augmentation_rules(cfg: Config) -> list[tuple[bool, str]]:
         (cfg.mixup_off_epoch > 0 and not cfg.is_mixing, "--mixup-off-epoch ends mixup and CutMix, and neither is on: drop it"),
         (cfg.aug_splits == 1, "--aug-splits 1 is the one view of an image that there is without: use 2 or more, or 0"),
         (cfg.jsd_loss and cfg.aug_splits < 2, "--jsd-loss compares views of an image: add --aug-splits 3"),
+        (cfg.jsd_loss and cfg.bce_loss, "--jsd-loss and --bce-loss are two losses for one run: drop one of them"),
         (
             cfg.aug_splits > 1 and cfg.is_mixing and not cfg.eval,
             "--aug-splits compares views of an image, which mixup and CutMix would mix with others: add --mixup 0 --cutmix 0",

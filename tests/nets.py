@@ -10,6 +10,26 @@ SIZE = (64, 128)  # height and width; every network's last map keeps more than o
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
+FEW = {"depths": (1, 1, 1, 1)}
+FEW_BLOCKS = {  # what leaves a network of every kind few blocks, where that can be told
+    "convnext_femto_downsample_a": FEW,
+    "convnext_femto_downsample_b": FEW,
+    "lsnet_t": {"depths": (0, 1, 2, 2)},
+    "lsnet_t_distill": {"depths": (0, 1, 2, 2)},
+    "mlla_nano_baseline": FEW,
+    "mlla_nano_recconv": FEW,
+    "mlla_nano_recattn": FEW,
+    "mlla_nano_recattn_simple": FEW,
+    "recnext_a0": FEW,
+    "recnext_m0": FEW,
+    "recnext_t": {"depths": (0, 1, 1, 2)},
+    "recnext_t_share_channel": {"depths": (0, 1, 1, 5)},
+    "repnext_m0": FEW,
+    "repnext_m0e": FEW,
+    "repvit_m0_6": {"blocks": ((40, 1, 1), (40, 0, 1), (80, 0, 2), (160, 1, 2), (320, 0, 2), (320, 1, 1))},
+}
+
+
 def build(name: str, size: tuple[int, int] = SIZE, **kwargs) -> nn.Module:
     """Our model for images of that size, where the model cares."""
     is_fixed = timm.get_pretrained_cfg(name).fixed_input_size

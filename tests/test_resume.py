@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import timm
 import torch
 
 import engine
@@ -92,12 +93,18 @@ def test_rates_groups_and_averages_by_steps_go_on_where_they_were(never_stopped_
     """Stopped inside the first or the second epoch; from then on activations are computed again in the backward pass, to the same numbers."""
     torch.set_num_threads(1)
     flags = [*BY_STEPS, f"--data-path={digits_folder}", f"--output_dir={tmp_path}"]
+    update, averaged = optim.Ema.update, []
+    monkeypatch.setattr(optim.Ema, "update", lambda ema, *args: (averaged.append(ema.num_updates), update(ema, *args))[1])
     monkeypatch.setattr(signals, "StopRequest", lambda: StopAt(calls))
     assert main.main(flags) == 85
     monkeypatch.setattr(signals, "StopRequest", lambda: StopAt(1000))
     assert main.main([*flags, "--resume=auto", "--grad-checkpointing"]) == 0
     assert_same_run(tmp_path, never_stopped_by_steps)
-    assert len(read_log(tmp_path)) == 2
+    assert averaged == list(range(1, 13))  # steps of both epochs
+    cfg, _ = config.parse(flags)
+    scheduler = optim.build_scheduler(cfg, optim.build_optimizer(cfg, timm.create_model("resnet18", num_classes=4), 16), 6)
+    expected = [(scheduler.step_update(step), optim.current_lr(scheduler.optimizer))[1] for step in (5, 11)]
+    assert [record["train_lr"] for record in read_log(tmp_path)] == expected
 
 
 @pytest.mark.parametrize(("flags", "word"), [(["--freeze=layer1"], "--freeze changed"), (["--layer-decay=none"], "--layer-decay changed")])

@@ -1,5 +1,8 @@
 """What every architecture owes its users. A model joins by being registered; if its input size is fixed, it is built for the small test size."""
 
+import copy
+import pickle
+
 import pytest
 import timm
 import torch
@@ -11,7 +14,7 @@ import model
 import utils
 from benchmarks.models import to_plain
 from model.registration import REGISTERED
-from tests.nets import BATCH_NORMS, SIZE, build, images, randomise, relative_error
+from tests.nets import BATCH_NORMS, FEW_BLOCKS, SIZE, build, images, randomise, relative_error
 
 NAMES = model.list_models()
 
@@ -70,16 +73,17 @@ def test_fused_is_exact_by_either_way_to_fuse(name):
         assert relative_error(utils.replace_batchnorm(net)(x), reference) < 1e-12
 
 
+@pytest.mark.parametrize("is_fused", [False, True], ids=["trained", "fused"])
 @pytest.mark.parametrize("name", KINDS)
-def test_fused_network_scripts_traces_and_exports(name, tmp_path):
-    net = randomise(build(name, num_classes=7, distillation=True)).eval()
-    fused = utils.replace_batchnorm(net)
-    torch.jit.script(fused).save(tmp_path / "net.pt")
+def test_network_scripts_traces_and_exports(name, is_fused, tmp_path):
+    net = randomise(build(name, num_classes=7, distillation=True, **FEW_BLOCKS.get(name, {}))).eval()
+    net = utils.replace_batchnorm(net) if is_fused else net
+    torch.jit.script(net).save(tmp_path / "net.pt")
     x = images()
     with torch.no_grad():
-        assert relative_error(torch.jit.load(tmp_path / "net.pt")(x), fused(x)) < 1e-5
-        assert relative_error(torch.jit.trace(fused, x, check_trace=False)(x), fused(x)) < 1e-5
-        assert relative_error(torch.export.export(fused, (x,)).module()(x), fused(x)) < 1e-5
+        assert relative_error(torch.jit.load(tmp_path / "net.pt")(x), net(x)) < 1e-5
+        assert relative_error(torch.jit.trace(net, x, check_trace=False)(x), net(x)) < 1e-5
+        assert relative_error(torch.export.export(net, (x,)).module()(x), net(x)) < 1e-5
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -121,65 +125,133 @@ def test_chosen_features_need_no_later_layers(name):
         full.forward_intermediates(x, output_fmt="NHWC")
 
 
+def as_tuple(value) -> tuple:
+    return value if isinstance(value, tuple) else (value,)
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_groups_of_parameters_follow_the_forward_pass(name):
-    """What timm's layer-wise learning rates read: a group per block, or per stage, in the order in which images meet them."""
+def test_config_shapes_heads_and_groups(name):
+    """What timm's tests ask of every network, without its arithmetic: layers are where its config says, the last map has `pool_size` where images
+    have `input_size`, classes and channels are free, and parameters are in a group per block, or stage, in the order in which images meet them."""
     with torch.device("meta"):
-        net = build(name, distillation=True).eval()
+        net = model.create_model(name, in_chans=4, distillation=True)
+    cfg = net.pretrained_cfg
+    assert net.get_submodule(cfg["first_conv"]).in_channels == 4
+    assert all(net.get_submodule(layer).weight.shape[0] == 1000 for layer in as_tuple(cfg["classifier"]))
+    assert cfg["input_size"] == ((3, 256, 256) if "mlla" in name else (3, 224, 224))
+    assert cfg["crop_pct"] == 0.875
+
     met = []
-    num_blocks = 0
     for key, module in net.named_modules():
-        num_blocks += type(module).__name__.endswith(("Block", "Bottleneck", "PatchMerging"))
-        for parameter_name, _ in module.named_parameters(recurse=False):
-            module.register_forward_hook(lambda *_, parameter=f"{key}.{parameter_name}": met.append(parameter))
-    with torch.no_grad():
-        net(torch.empty(2, 3, *SIZE, device="meta"))
-    num_layers = num_blocks + ("rexnet" in name)  # its last convolution
-    num_stages = 3 if name.startswith(("recnext_t", "recnext_s", "lsnet_t")) else 4  # their first one is empty
-    for coarse, num_between in ((False, num_layers), (True, num_stages)):
-        group_of = group_parameters(net, net.group_matcher(coarse), reverse=True)
-        assert group_of.keys() == {key for key, _ in net.named_parameters()}
-        groups = [group_of[key] for key in met]
-        assert groups == sorted(groups)
-        assert set(groups) == set(range(num_between + 2))  # between the stem and the heads
-        stem = net.pretrained_cfg["first_conv"]
-        assert group_of[f"{stem}.weight"] == 0
-        classifiers = net.pretrained_cfg["classifier"]
-        last = classifiers[0] if isinstance(classifiers, tuple) else classifiers
-        assert group_of[f"{last}.weight"] == num_between + 1
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_classes_and_channels_are_free(name):
-    net = build(name, num_classes=0, in_chans=1, distillation=True)
-    features = net(images(in_chans=1))
-    assert features.shape == (2, net.head_hidden_size)
-    net.eval()
-    net.reset_classifier(5)
-    assert net(images(in_chans=1)).shape == (2, 5)
-    head = net.get_classifier()
-    heads = head if isinstance(head, tuple) else (head,)
-    assert all(isinstance(head, nn.Module) for head in heads)
-    maps = net.forward_features(images(in_chans=1))
-    assert net.forward_head(maps, pre_logits=True).shape == (2, net.head_hidden_size)
-    net.reset_classifier(0, "")
-    assert torch.equal(net(images(in_chans=1)), maps)
+        for parameter, _ in module.named_parameters(recurse=False):
+            module.register_forward_hook(lambda *_, parameter=f"{key}.{parameter}": met.append(parameter))
+    with torch.device("meta"), torch.no_grad():
+        maps = net.forward_features(torch.empty(2, 4, *cfg["input_size"][1:]))
+        assert maps.shape == (2, net.num_features, *cfg["pool_size"])
+        assert [logits.shape for logits in as_tuple(net.forward_head(maps))] == [(2, 1000)] * (1 + getattr(net, "distillation", False))
+        num_blocks = sum(type(module).__name__.endswith(("Block", "Bottleneck", "PatchMerging")) for module in net.modules())
+        num_stages = 3 if name.startswith(("recnext_t", "recnext_s", "lsnet_t")) else 4  # their first one is empty
+        for coarse, num_between in ((False, num_blocks + ("rexnet" in name)), (True, num_stages)):  # ReXNet's last convolution is one more
+            group_of = group_parameters(net, net.group_matcher(coarse), reverse=True)
+            assert group_of.keys() == {key for key, _ in net.named_parameters()}
+            groups = [group_of[key] for key in met]
+            assert groups == sorted(groups)
+            assert set(groups) == set(range(num_between + 2))  # between the stem and the heads
+            assert {group_of[f"{layer}.weight"] for layer in as_tuple(cfg["classifier"])} == {num_between + 1}
+        assert net.forward_head(maps, pre_logits=True).shape == (2, net.head_hidden_size)
+        net.reset_classifier(5)
+        assert [logits.shape for logits in as_tuple(net.forward_head(maps))] == [(2, 5)] * (1 + getattr(net, "distillation", False))
+        assert all(list(head.parameters()) for head in as_tuple(net.get_classifier()))
+        net.reset_classifier(0)
+        assert net.forward_head(maps).shape == (2, net.head_hidden_size)
+        assert not any(list(head.parameters()) for head in as_tuple(net.get_classifier()))
     with pytest.raises(ValueError, match="num_classes=0"):
         net.reset_classifier(5, "")
     with pytest.raises(ValueError, match="'avg' or ''"):
         net.reset_classifier(5, "max")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_saved_weights_load_and_unknown_options_do_not(name, tmp_path):
-    net = randomise(build(name, num_classes=7)).eval()
-    torch.save(net.state_dict(), tmp_path / "net.pth")
-    other = build(name, num_classes=7).eval()
-    other.load_state_dict(torch.load(tmp_path / "net.pth", weights_only=True))
+@pytest.mark.parametrize("name", KINDS)
+def test_heads_come_off(name):
+    net = randomise(build(name, num_classes=7, distillation=True, **FEW_BLOCKS.get(name, {}))).eval()
+    x = images()
     with torch.no_grad():
-        assert torch.equal(net(images()), other(images()))
+        maps = net.forward_features(x)
+        pooled = net.forward_head(maps, pre_logits=True)
+        assert torch.equal(net.forward_head(maps), net(x))
+        net.reset_classifier(0)
+        assert net.num_classes == 0
+        assert torch.equal(net(x), pooled)
+        net.reset_classifier(0, "")
+        assert torch.equal(net(x), maps)
+        bare = build(name, num_classes=0, global_pool="", **FEW_BLOCKS.get(name, {})).eval()
+        assert bare(x).shape == maps.shape
+    cfg = model.create_model(name).pretrained_cfg  # the plain network's, which has its heads
+    assert {f"{layer}.weight" for layer in as_tuple(cfg["classifier"])} <= set(build(name, **FEW_BLOCKS.get(name, {})).state_dict()) - set(bare.state_dict())
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_copies_compute_the_same_and_unknown_options_are_refused(name, tmp_path):
+    settings = {"num_classes": 7, **FEW_BLOCKS.get(name, {})}
+    net = randomise(build(name, **settings)).eval()
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    loaded = build(name, **settings).eval()
+    loaded.load_state_dict(torch.load(tmp_path / "net.pth", weights_only=True))
+    copies = [loaded, copy.deepcopy(net), pickle.loads(pickle.dumps(net))]
+    with torch.no_grad():
+        expected = net(images())
+        assert all(torch.equal(one(images()), expected) for one in copies)
+        copies[1].get_parameter(next(key for key, _ in net.named_parameters())).zero_()
+        assert torch.equal(net(images()), expected)
     with pytest.raises(TypeError, match="drop_pathh"):
         build(name, drop_pathh=0.1)
+
+
+def train_once(net: nn.Module, x: Tensor, *, grad_checkpointing: bool) -> tuple[dict[str, Tensor], int]:
+    """Gradients of a step and the statistics after it, by name, and the bytes that the forward pass kept for backward."""
+    net = copy.deepcopy(net)
+    net.set_grad_checkpointing(grad_checkpointing)
+    num_bytes = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal num_bytes
+        num_bytes += tensor.nbytes
+        return tensor
+
+    torch.manual_seed(0)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        outputs = net(x)
+    sum(out.square().mean() for out in as_tuple(outputs)).backward()
+    return {**{key: parameter.grad for key, parameter in net.named_parameters()}, **dict(net.named_buffers())}, num_bytes
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_gradient_checkpointing_changes_memory_alone(name):
+    """Gradients, random draws and BatchNorm's statistics, which see a batch twice, are those of the plain step, bit for bit."""
+    net = randomise(build(name, num_classes=7, distillation=True, drop_path_rate=0.2, **FEW_BLOCKS.get(name, {}))).train()
+    (plain, plain_bytes), (saving, saving_bytes) = (train_once(net, images(), grad_checkpointing=flag) for flag in (False, True))
+    assert plain.keys() == saving.keys()
+    assert [key for key in plain if not torch.equal(plain[key], saving[key])] == []
+    assert saving_bytes < 0.75 * plain_bytes
+    net.eval()
+    with torch.no_grad():
+        features = net.forward_intermediates(images())[1]
+        net.set_grad_checkpointing()
+        assert all(torch.equal(one, other) for one, other in zip(net.forward_intermediates(images())[1], features, strict=True))
+
+
+@pytest.mark.parametrize("name", ["recnext_t_share_channel", "repvit_m0_6"])
+def test_gradient_checkpointing_compiles(name):
+    torch._dynamo.reset()
+    net = randomise(build(name, num_classes=7, distillation=True, **FEW_BLOCKS[name])).train()
+    plain, _ = train_once(net, images(), grad_checkpointing=False)
+    net.compile(backend="aot_eager")
+    compiled, _ = train_once(net, images(), grad_checkpointing=True)
+    largest = max(plain[key].abs().max() for key, _ in net.named_parameters())
+    assert all((plain[key] - compiled[key]).abs().max() < 1e-4 * largest for key, _ in net.named_parameters())
+    for key, statistics in net.named_buffers():
+        torch.testing.assert_close(compiled[key], plain[key])
+        assert "num_batches" not in key or compiled[key] == statistics + 1
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -254,39 +326,35 @@ def test_training_in_channels_last_never_leaves_that_layout(name):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_stays_finite_and_close(name, dtype):
     net = randomise(build(name, num_classes=7)).eval()
-    with torch.no_grad(), torch.autocast("cpu", dtype):
-        out = net(images())
-    reference = net(images())
-    assert out.isfinite().all()
-    assert relative_error(out.float(), reference) < (0.02 if dtype == torch.float16 else 0.15)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_pretrained_config_names_existing_layers(name):
-    net = build(name)
-    cfg = net.pretrained_cfg
-    classifiers = cfg["classifier"] if isinstance(cfg["classifier"], tuple) else (cfg["classifier"],)
-    assert net.get_submodule(cfg["first_conv"]).in_channels == 3
-    has_one_head = getattr(net, "head_dist", net) is None or "repvit" in name
-    assert all(net.get_submodule(layer).weight.shape[0] == 1000 for layer in classifiers[: 1 if has_one_head else None])
-    assert cfg["input_size"] == ((3, 256, 256) if "mlla" in name else (3, 224, 224))
-    assert cfg["crop_pct"] == 0.875
+    with torch.no_grad():
+        reference = net(images())
+        with torch.autocast("cpu", dtype):
+            outputs = [net(images())]
+        outputs.append(net.to(dtype)(images(dtype=dtype)))
+    assert outputs[1].dtype == dtype
+    for out in outputs:
+        assert out.isfinite().all()
+        assert relative_error(out.float(), reference) < (0.02 if dtype == torch.float16 else 0.15)
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_pretrained_weights_adapt_to_classes_and_channels(name, tmp_path):
-    source = build(name)
+    few = FEW_BLOCKS.get(name, {})
+    source = build(name, **few)
     state = source.state_dict()
-    torch.save(state, tmp_path / "weights.pth")
+    torch.save({"model": state, "epoch": 299}, tmp_path / "weights.pth")  # as published, without a filter of names
     overlay = {"file": str(tmp_path / "weights.pth"), "hf_hub_id": None}
-    same = build(name, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
+    same = build(name, pretrained=True, pretrained_cfg_overlay=overlay, **few).state_dict()
     assert all(torch.equal(value, state[key]) for key, value in same.items())
-    gray = build(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=5, in_chans=1).state_dict()
     first = f"{source.pretrained_cfg['first_conv']}.weight"
-    torch.testing.assert_close(gray[first], state[first].sum(1, keepdim=True))
-    same_shape = [key for key, value in state.items() if value.shape == gray[key].shape]
-    assert len(same_shape) > 0.9 * len(gray)
-    assert all(torch.equal(gray[key], state[key]) for key in same_shape)
+    rgb = state[first]
+    expected = {1: rgb.sum(1, keepdim=True), 4: torch.cat((rgb, rgb[:, :1]), dim=1) * 3 / 4}
+    for in_chans, adapted in expected.items():
+        other = build(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=5, in_chans=in_chans, **few).state_dict()
+        torch.testing.assert_close(other[first], adapted)
+        same_shape = [key for key, value in state.items() if value.shape == other[key].shape]
+        assert len(same_shape) > 0.9 * len(other)
+        assert all(torch.equal(other[key], state[key]) for key in same_shape)
 
 
 def test_hub_ids_follow_the_distillation():

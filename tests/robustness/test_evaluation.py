@@ -125,9 +125,15 @@ def test_an_attack_finds_the_images_that_lie_at_a_border(made, capsys, tmp_path)
 
 
 def test_any_number_of_processes_counts_the_same(made, tmp_path):
-    alone, three = run_processes(*((num, "main", flags_of(made, tmp_path / f"{num}.json")) for num in (1, 3)))
+    for k, (number, seen) in enumerate([(0, 0), (0, 1), (1, 1), (1, 0), (1, 0)]):
+        colours.write_image(tmp_path / "val" / f"class {number}" / f"{k}.png", seen)
+    clean = [*FLAGS, "--eval", f"--resume={colours.save_weights(tmp_path / 'two.pth', 2)}", f"--data-path={tmp_path}"]
+    on_sets = [(num, "main", flags_of(made, tmp_path / f"{num}.json")) for num in (1, 3)]
+    alone, three, *_ = run_processes(*on_sets, *((num, "main", [*clean, f"--report={tmp_path / f'{num}.html'}"]) for num in (1, 3)))
     assert alone[0] == [0] and three[0] == [0, 0, 0], three[1]
     assert (tmp_path / "1.json").read_text() == (tmp_path / "3.json").read_text()
+    page = (tmp_path / "3.html").read_text()
+    assert page == (tmp_path / "1.html").read_text() and "3 of 3 mistakes" in page and page.index("class 1/3.png") < page.index("class 1/4.png")
 
     def lines(out: str) -> list[str]:
         return re.findall(r"(?:Accuracy|mCE) on .*", out)

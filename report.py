@@ -1,0 +1,47 @@
+"""One page of a set of runs: settings that differ, curves, rates and waits, best rows, environment, what was resumed and left out.
+
+    python report.py checkpoints/m1 checkpoints/m1_no_erasing --out m1.html
+    python report.py logs                                              every log in a folder, published ones too
+
+A run is its folder, its log.txt or another log that compare_logs.py reads. The page is one file, which needs no network."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from reporting.run_page import run_page
+from run.errors import InputError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="report.py", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, log, folder that holds some (searched at every depth), or glob")
+    parser.add_argument("--out", metavar="FILE", default="report.html", help="the page, .html [report.html]")
+    return parser
+
+
+def checked_out(name: str) -> Path:
+    """Where the page goes. InputError for another ending and for a folder that is not there."""
+    out = Path(name).expanduser()
+    if out.suffix.lower() != ".html":
+        raise InputError(f"--out {name}: the page is HTML; end the name in .html")
+    if not out.parent.is_dir():
+        raise InputError(f"--out {name}: there is no folder {out.parent}; create it first")
+    return out
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0, or 1 with one message where the input is at fault."""
+    args = build_parser().parse_args(argv)
+    try:
+        out = checked_out(args.out)
+        out.write_text(run_page(args.runs), encoding="utf-8")
+    except (InputError, OSError) as error:
+        sys.stderr.write(f"report.py: {error}\n")
+        return 1
+    sys.stderr.write(f"wrote {out}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
