@@ -104,8 +104,8 @@ class _Training(_Rehearsal):
         with self.faults.looking(), contextlib.ExitStack() as held:
             claim_folder(cfg, self.alone, held)
         with self.faults.looking():
-            if cfg.tracker_name:
-                trackers.import_package(cfg.tracker_name)
+            if name := trackers.wanted(cfg):
+                trackers.import_package(name)
         with self.faults.looking():
             return find_checkpoint(cfg, folder, self.alone)
         return None

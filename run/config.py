@@ -70,11 +70,6 @@ class RunConfig:
     skip_bad_images: bool = setting(False, "evaluate without the validation images that are damaged")
 
     @property
-    def tracker_name(self) -> str | None:
-        """The tracker in force, if there is one."""
-        return {"none": None, None: "wandb" if self.project else None}.get(self.tracker, self.tracker)
-
-    @property
     def num_epochs(self) -> int:
         """Epochs of the whole run."""
         return self.epochs

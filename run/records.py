@@ -46,7 +46,7 @@ class Records:
             self.rewind(start_epoch, start_step)
             if not (folder / "args.yaml").exists():
                 disk.write_whole(folder / "args.yaml", _environment(cfg) + settings.dump(cfg))
-            self.boards = [_TensorBoard(folder, start_epoch), *([trackers.Tracker(cfg.tracker_name, cfg, folder)] if cfg.tracker_name else [])]
+            self.boards = [_TensorBoard(folder, start_epoch), *([trackers.Tracker(name, cfg, folder)] if (name := trackers.wanted(cfg)) else [])]
 
     def _delete_run(self) -> None:
         for path in [

@@ -17,6 +17,11 @@ PROJECT = "understudy"
 IDS_NAME = "tracker.json"  # in the run's folder: what each tracker knows the run by
 
 
+def wanted(cfg: RunConfig) -> str | None:
+    """The tracker in force, if there is one: that of --tracker; without it Weights & Biases where there is a --project."""
+    return {"none": None, None: "wandb" if cfg.project else None}.get(cfg.tracker, cfg.tracker)
+
+
 def import_package(name: str) -> ModuleType:
     """The package of a tracker; InputError where it is not there."""
     try:

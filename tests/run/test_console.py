@@ -18,6 +18,7 @@ import engine
 import main
 from detection import __main__ as detection
 from run import console, process
+from run.signals import StopRequest
 from tests.conftest import TINY_RUN, read_log
 from tests.detection.conftest import SHORT_RUN as DETECTION_RUN
 from tools import make_shapes
@@ -60,6 +61,7 @@ def terminal(monkeypatch):
     monkeypatch.setattr(console, "DRAW_EVERY_S", 0.0)
     monkeypatch.setattr(engine, "BAR_EVERY_S", 0.0)
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(StopRequest, "is_made", False)  # of the process, whatever other tests left
 
     @contextlib.contextmanager
     def opened(columns: int = COLUMNS):
@@ -177,3 +179,6 @@ def test_ends_are_told_with_what_lies_between_epochs(monkeypatch):
     meter.report(1.5, 0.1)
     assert meter.left_s() == (25.0, 25.0 + 7 + 2 * (40 + 7))
     assert meter.status() == "loss 1.5000  3 images/s  ends in 0:00:25, the run in 0:02:06  data 25 %"
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**29 if device == meter.device else 0)
+    meter.device = torch.device("cuda", 1)
+    assert meter.status().endswith("data 25 %  1.5 GiB")
