@@ -36,6 +36,8 @@ def open_images(cfg: Config) -> tuple[Images | None, Images]:
     }[cfg.data_set]()
     if cfg.classes:
         opened = tuple(images if images is None else only_classes(images, cfg.classes) for images in opened)
+    if cfg.exif_transpose:
+        opened = tuple(images if images is None else images.turned() for images in opened)
     return _fraction(cfg, opened[0]), opened[1]
 
 

@@ -22,6 +22,7 @@ from run import checkpoint, disk
 from run.checkpoint import TrainState
 from run.compiling import Compiler, NoCompiler, no_compiler
 from run.config import Config, RunConfig
+from run.console import NO_BAR, Bar, NoBar, progress_bar
 from run.errors import DamagedImages, InputError
 from run.folder import find_checkpoint
 from run.freezing import set_train_mode
@@ -31,7 +32,8 @@ from run.skipping import step_unless
 from run.watch import NotFinite, Watch, first_nonfinite, first_nonfinite_in, require_finite, tensors_of
 from utils import Agreement, Rank, all_sum, any_process, gather_objects, log, mean_over_processes, unwrap
 
-REPORT_EVERY_S = 10.0
+REPORT_EVERY_S = 10.0  # between progress lines
+BAR_EVERY_S = 2.0  # between moments at which a bar's loss is fetched from the device, which a step may have to wait for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -252,18 +254,33 @@ def prepare_evaluation(parts: EvalParts, net: nn.Module, *, shape: tuple[int, ..
 
 
 class Meter:
-    """Sums over an epoch, and the console's progress line."""
+    """Sums over an epoch, and the console's progress: a bar on a terminal, else lines.
 
-    def __init__(self, num_steps: int, images_per_step: int, epoch: int, num_epochs: int, first_step: int):
+    `pause_s`: what lies between the training of two epochs."""
+
+    def __init__(
+        self,
+        num_steps: int,
+        images_per_step: int,
+        epoch: int,
+        num_epochs: int,
+        first_step: int,
+        *,
+        bar: Bar | NoBar,
+        device: torch.device,
+        pause_s: float = 0.0,
+    ):
         self.num_steps, self.images_per_step = num_steps, images_per_step
         self.epoch, self.num_epochs = epoch, num_epochs
         self.first_step = self.step = first_step
         self.epoch_start = self.last_report = time.perf_counter()
         self.data_wait_s = 0.0
+        self.bar, self.device, self.pause_s = bar, device, pause_s
+        self.loss = math.nan
 
     def is_due(self) -> bool:
-        """Whether it is time for another progress line."""
-        return time.perf_counter() - self.last_report > REPORT_EVERY_S
+        """Whether it is time for another progress line, or to tell the bar of the loss."""
+        return time.perf_counter() - self.last_report > (BAR_EVERY_S if self.bar.is_live else REPORT_EVERY_S)
 
     def rates(self) -> dict:
         """Training images per second of all processes, and seconds waited for data."""
@@ -271,10 +288,35 @@ class Meter:
         num_images = (self.step - self.first_step) * self.images_per_step
         return {"images_per_s": num_images / max(epoch_s, 1e-9), "data_wait_s": self.data_wait_s, "epoch_s": epoch_s}
 
+    def left_s(self) -> tuple[float, float]:
+        """Seconds until the epoch's training ends, and until the run does."""
+        step_s = (time.perf_counter() - self.epoch_start) / (self.step - self.first_step)
+        epoch_left_s = step_s * (self.num_steps - self.step)
+        return epoch_left_s, epoch_left_s + self.pause_s + (self.num_epochs - self.epoch - 1) * (step_s * self.num_steps + self.pause_s)
+
+    def advance(self, step: int) -> None:
+        """Note that `step` steps of the epoch are done."""
+        self.step = step
+        if self.bar.is_live:
+            self.bar.show(step, self.status())
+
+    def status(self) -> str:
+        """What the bar says: loss, rate, ends, the part of the time that went into waiting for data, and the most memory of a GPU that was taken."""
+        rates, (epoch_left_s, run_left_s) = self.rates(), self.left_s()
+        loss = "" if math.isnan(self.loss) else f"loss {self.loss:.4f}  "  # there is none before it is first asked for
+        memory = f"  {torch.cuda.max_memory_allocated(self.device) / 2**30:.1f} GiB" if self.device.type == "cuda" else ""
+        return (
+            f"{loss}{rates['images_per_s']:.0f} images/s  ends in {clock(epoch_left_s)}, the run in {clock(run_left_s)}  "
+            f"data {100 * rates['data_wait_s'] / rates['epoch_s']:.0f} %{memory}"
+        )
+
     def report(self, loss: float, lr: float) -> None:
-        """One progress line: where the epoch stands, when it will end, and whether the data keep up."""
+        """Tell where the epoch stands, when it will end, and whether the data keep up: in a line, but where there is a bar only once the epoch ends."""
+        self.loss, self.last_report = loss, time.perf_counter()
+        if self.bar.is_live and self.step < self.num_steps:
+            self.bar.show(self.step, self.status())
+            return
         rates = self.rates()
-        epoch_left_s = rates["epoch_s"] / (self.step - self.first_step) * (self.num_steps - self.step)
         log.info(
             "epoch %d/%d  step %d/%d  loss %.4f  lr %.2e  %.0f images/s  waited for data %.0f %%  epoch ends in %s",
             self.epoch,
@@ -285,9 +327,8 @@ class Meter:
             lr,
             rates["images_per_s"],
             100 * rates["data_wait_s"] / rates["epoch_s"],
-            clock(epoch_left_s),
+            clock(self.left_s()[0]),
         )
-        self.last_report = time.perf_counter()
 
 
 def clock(seconds: float) -> str:
@@ -308,14 +349,16 @@ def train_one_epoch(
     after_step: Callable[[], bool] = lambda: False,
     look: Callable[..., None] = lambda skips, **facts: None,
     note: Callable[[], None] = lambda: None,
+    bar: Bar | NoBar = NO_BAR,
+    pause_s: float = 0.0,
 ) -> dict | None:
     """Train from `state.step` to the epoch's last step; its learning rate, mean loss, counts and rates, or None if stopped before.
 
     `batches` is an iterable over the micro-batches that are left. `after_step` may save, and stops the epoch by returning True; `look` is
-    told of skipped steps (`Watch.look`) at each progress line, `note` called every `parts.log_steps` steps."""
+    told of skipped steps (`Watch.look`) at each progress line, `note` called every `parts.log_steps` steps. `bar`, `pause_s`: see `Meter`."""
     set_train_mode(state.net, keeps_statistics=parts.keeps_statistics)
     state.optimizer.zero_grad(set_to_none=True)
-    meter = Meter(num_steps, images_per_step, epoch, num_epochs, first_step=state.step)
+    meter = Meter(num_steps, images_per_step, epoch, num_epochs, state.step, bar=bar, device=parts.rank.device, pause_s=pause_s)
     lr = current_lr(state.optimizer)
     loss_sum = torch.zeros((), device=parts.rank.device, dtype=torch.float64) + state.loss_sum
     batches = iter(batches)
@@ -329,7 +372,8 @@ def train_one_epoch(
             state.ema.num_updates = epoch * num_steps + step + 1
         loss_sum += train_step(parts, state, micro_batches, epoch=epoch, step=step)
         state.bad_images += sum(len(batch.replaced) for batch in micro_batches)
-        state.step = meter.step = step + 1
+        state.step = step + 1
+        meter.advance(state.step)
         if step + 1 == num_steps or meter.is_due():
             num_skipped = int(state.skipped_steps)
             meter.report(_mean(loss_sum.item(), meter.step - num_skipped), lr)
@@ -445,6 +489,7 @@ class Saver:
         bests = {name: key for key, name in parts.bests.values()} if parts.rank.is_main else {}
         self.held = {name: (key, checkpoint.held_accuracy(folder / name, key)) for name, key in bests.items()}
         self.last_save = time.perf_counter()
+        self.pause_s = 0.0  # what lay between the training of the last two epochs
         self.last_line = state.step, self.last_save  # of train_log.txt: after which step, and when
         self.agreement = Agreement(parts.rank)
 
@@ -514,7 +559,7 @@ class Saver:
         self._write([*numbered, *better, checkpoint.LAST])
         self.held |= better
         if self.parts.rank.is_main:
-            checkpoint.prune(self.folder, record["epoch"])
+            checkpoint.prune(self.folder, record["epoch"], self.cfg.checkpoint_hist)
         return any_process([self.stop.is_made], self.parts.rank)[0]
 
     def go_back(self) -> str | None:
@@ -545,6 +590,7 @@ def fit(cfg: RunConfig, parts: TrainParts, state: TrainState, loader, val_loader
             continue
         if must_stop and state.epoch < cfg.num_epochs:
             log.warning("told to stop: saved after %sepoch %d; continue with --resume auto", f"step {state.step} of " if state.step else "", epoch)
+            run_records.close()
             return False
     run_records.close()
     log.info("done: %s, %s", saver.folder, parts.told_best(state.best))
@@ -555,18 +601,21 @@ def _fit_epoch(cfg: RunConfig, parts: TrainParts, state: TrainState, loader, val
     """Train what is left of an epoch, evaluate, write its record, save; whether the run was told to stop, and where `state` has it then."""
     epoch = state.epoch
     saver.last_line = state.step, time.perf_counter()
-    trained = train_one_epoch(
-        parts,
-        state,
-        parts.batches(loader, epoch, state.step),
-        epoch=epoch,
-        num_epochs=cfg.num_epochs,
-        num_steps=loader.num_steps,
-        images_per_step=loader.global_batch,
-        after_step=saver.after_step,
-        look=saver.watch.look,
-        note=lambda: saver.write_steps(run_records),
-    )
+    with progress_bar(f"epoch {epoch}/{cfg.num_epochs}", total=loader.num_steps, num_done=state.step, is_main=parts.rank.is_main) as bar:
+        trained = train_one_epoch(
+            parts,
+            state,
+            parts.batches(loader, epoch, state.step),
+            epoch=epoch,
+            num_epochs=cfg.num_epochs,
+            num_steps=loader.num_steps,
+            images_per_step=loader.global_batch,
+            after_step=saver.after_step,
+            look=saver.watch.look,
+            note=lambda: saver.write_steps(run_records),
+            bar=bar,
+            pause_s=saver.pause_s,
+        )
     parts.end_epoch(epoch)
     if trained is None:
         return True
@@ -581,6 +630,7 @@ def _fit_epoch(cfg: RunConfig, parts: TrainParts, state: TrainState, loader, val
     if parts.log_steps:
         saver.write_line(run_records, {"mode": "val", "epoch": epoch + 1, "lr": trained["train_lr"], **tested})
     must_stop = saver.after_epoch(record)
+    saver.pause_s = time.perf_counter() - eval_start
     log.info("epoch %d  %s", epoch, parts.told(record))
     return must_stop
 

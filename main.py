@@ -65,45 +65,54 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
     return 0 if is_done else STOPPED
 
 
-def evaluate(cfg: config.Config, rank) -> int:
-    """Evaluate given weights, fused, and print a line of accuracies for each set of images. The exit code."""
+def evaluate(cfgs: list[config.Config], rank) -> int:
+    """Evaluate given weights, fused, and print a line of accuracies for each set of images; where there are several sizes of these, a Config for
+    each, a table too. The exit code."""
     import datasets
-    import engine
     import utils
+    from engine import EvalParts
     from robustness import evaluation, sets
-    from run import checkpoint, compiling, hardware, network
+    from run import checkpoint, compiling, flips, hardware, network
     from run.folder import choose_folder, find_checkpoint
 
+    cfg, accuracies = cfgs[0], []
     amp_dtype = hardware.pick_amp(evaluation.precision(cfg), rank.device)
     memory_format = hardware.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
     suite = sets.open_suite(cfg)
     folder = choose_folder(cfg)
     source = find_checkpoint(cfg, folder, rank)
-    saved = checkpoint.read_for_evaluation(cfg, source, datasets.facts(cfg, suite.classes)) if source else None
+    facts = datasets.facts(cfg, suite.classes)
+    if len(cfgs) > 1:
+        del facts["input_size"]
+    saved = checkpoint.read_for_evaluation(cfg, source, facts) if source else None
     has_dist_head = any("dist" in name for name in saved) if saved else cfg.distillation != "none"
-    net = network.build(cfg, len(suite.classes), distillation=has_dist_head)
-    if saved:
-        checkpoint.load_weights(net, saved, where=source)
-    net = utils.replace_batchnorm(net.eval()).to(rank.device, memory_format=memory_format)
-    parts = engine.EvalParts(amp_dtype=amp_dtype, memory_format=memory_format, rank=rank, compiler=compiling.build_compiler(cfg, rank))
-    evaluation.evaluate_suite(cfg, suite, net, parts, folder=folder if folder.is_dir() else None, weights=source)
+    for cfg in cfgs:
+        net = network.build(cfg, len(suite.classes), distillation=has_dist_head)
+        if saved:
+            checkpoint.load_weights(net, saved, where=source)
+        net = flips.asked_twice(utils.replace_batchnorm(net.eval()), cfg.tta).to(rank.device, memory_format=memory_format)
+        parts = EvalParts(amp_dtype=amp_dtype, memory_format=memory_format, rank=rank, compiler=compiling.build_compiler(cfg, rank))
+        accuracies.append(evaluation.evaluate_suite(cfg, suite, net, parts, folder=folder if folder.is_dir() else None, weights=source))
+    if len(cfgs) > 1:
+        evaluation.say_sizes(cfgs, accuracies)
     return 0
 
 
 def main(argv: list[str]) -> int:
-    cfg, notes = config.parse(argv)
+    cfgs, notes = config.parse_sizes(argv)
     import utils
     from run import process
 
+    cfg = cfgs[0]
     rank = process.start_process("auto" if cfg.dry_run else cfg.device, cfg.seed, is_alone=cfg.dry_run)
     for note in notes:
         utils.log.info(note)
     if cfg.dry_run:
         from preflight.rehearsal import rehearse
 
-        return rehearse(cfg, rank)
+        return max(rehearse(one, rank) for one in cfgs)
     with contextlib.ExitStack() as held:
-        exit_code = evaluate(cfg, rank) if cfg.eval else train(cfg, rank, held)
+        exit_code = evaluate(cfgs, rank) if cfg.eval else train(cfg, rank, held)
     process.stop_process()
     return exit_code
 

@@ -6,11 +6,12 @@ with a detector, the objects in them.
     python predict.py street.jpg --resume checkpoints/fpn_m3/checkpoint_best.pth --out seen
     python predict.py street.jpg --resume checkpoints/mask_rcnn_m3/checkpoint_best.pth --out seen
 
-Images are resized, cropped and normalised as the checkpoint's evaluation does. With --csv the predictions go to that file, a line per image
-and rank, written whole or not at all. A segmenter gives the classes that occur, each with its part of the pixels, and with --out a label image
-and an overlay of each image, at its own size. A detector gives class, score and box (x1 y1 x2 y2, pixels of the image) of every object from
---min-score on, and with --out draws boxes and masks over each image. Files that cannot be read are named and counted on standard error and
-do not end the run; exit status 1 where none could be read or the input is at fault, else 0.
+Images are turned as their EXIF orientation says, then resized, cropped and normalised as the checkpoint's evaluation does. With --csv the
+predictions go to that file, a line per image and rank, written whole or not at all. A segmenter gives the classes that occur, each with its
+part of the pixels, and with --out a label image and an overlay of each image, at its own size. A detector gives class, score and box (x1 y1
+x2 y2, pixels of the image as it was turned) of every object from --min-score on, and with --out draws boxes and masks over each image. Files
+that cannot be read are named and counted on standard error and do not end the run; exit status 1 where none could be read or the input is at
+fault, else 0.
 """
 
 import argparse

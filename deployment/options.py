@@ -41,11 +41,12 @@ def load_for(args: argparse.Namespace) -> Trained:
     return load_trained(name, args.ckpt, use_ema=args.use_ema, img_size=args.input_size)
 
 
-def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    """Options of a command that measures an accuracy with `measure`, besides --data-path."""
+def add_data_flags(parser: argparse.ArgumentParser, *, has_device: bool = True) -> None:
+    """Options of a command that measures an accuracy, besides --data-path; `has_device` where it may be elsewhere than on the CPU."""
     parser.add_argument(*spellings("data_set"), default="IMNET", choices=config.SETTINGS.fields["data_set"].metadata["choices"], help="kind of --data-path")
     parser.add_argument(*spellings("batch_size"), type=int, default=64, metavar="N", help="images at a time in the evaluation (default: 64)")
-    parser.add_argument("--device", default="auto", metavar="X", help="where to evaluate (default: a GPU where there is one)")
+    if has_device:
+        parser.add_argument("--device", default="auto", metavar="X", help="where to evaluate (default: a GPU where there is one)")
 
 
 def has_data(args: argparse.Namespace) -> bool:

@@ -78,7 +78,7 @@ class Files(Dataset):
     def __getitem__(self, index: int) -> tuple[str, Tensor | None, str | None]:
         path = self.paths[index]
         try:
-            return path, self.transform(open_file(path)), None
+            return path, self.transform(open_file(path, turns=True)), None
         except InputError as error:
             return path, None, first_line(error)
 

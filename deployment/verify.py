@@ -23,7 +23,8 @@ from sources.sets import load_digits
 
 # ---- does a file compute what was trained?
 
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2}  # largest difference, as a fraction of the largest logit
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.int8: 0.2}  # largest difference, as a fraction of the largest logit
+TOO_COARSE = {torch.float16: ", or float16 is too coarse for it: use float32", torch.int8: ", or int8 is too coarse for it: calibrate on more images"}
 WEIGHT_TOLERANCE = 1e-5  # of a stored tensor's largest value: fusing on another machine rounds differently
 REPEAT_TOLERANCE = 1e-6
 NUM_REAL, NUM_RANDOM = 4, 4
@@ -57,22 +58,37 @@ class Opened:
 
     @property
     def dtype(self) -> torch.dtype:
-        """float16 where the file stores any weights so, else float32."""
-        return torch.float16 if any(tensor.dtype == torch.float16 for tensor in self.tensors.values()) else torch.float32
+        """int8 or float16 where the file stores any weights so, else float32."""
+        stored = {tensor.dtype for tensor in self.tensors.values()}
+        return next((dtype for dtype in (torch.int8, torch.float16) if dtype in stored), torch.float32)
 
 
-def _real_images(data_path: str | None) -> tuple[list, str]:
-    """Photographs spread over the classes of --data-path or, without one, scikit-learn's digits; and what they are."""
+def _real_images(data_path: str | None, count: int = NUM_REAL, splits: tuple[str, ...] = ("val", "test", "train")) -> tuple[list, str]:
+    """Up to `count` photographs spread over the classes of --data-path, of the first of the `splits` that there is, or, without one, scikit-learn's
+    digits; and what they are."""
     if data_path is None:
-        images, origin = load_digits()[1], "scikit-learn's digits"
+        images, origin = load_digits()[splits[0] == "val"], "scikit-learn's digits"
     else:
-        images = open_first(Config(data_path=data_path), ("val", "test", "train"))
+        images = open_first(Config(data_path=data_path), splits)
         if images is None:
-            raise InputError(f"--data-path {data_path} holds neither images of val, of test nor of train")
+            raise InputError(f"--data-path {data_path} holds neither images of {', of '.join(splits[:-1])} nor of {splits[-1]}")
         origin = data_path
     order = sorted(range(len(images)), key=lambda i: images.targets[i])
-    step = max(1, len(order) // NUM_REAL)
-    return [images[i][0] for i in order[::step][:NUM_REAL]], origin
+    step = max(1, len(order) // count)
+    return [images[i][0] for i in order[::step][:count]], origin
+
+
+def _probe_transform(trained: Trained) -> Callable:
+    """What evaluation makes of a photograph: normalised (3, H, W)."""
+    if isinstance(trained.input_size, int):
+        return eval_transform(trained)
+    return transforms.Compose([transforms.Resize(trained.image_size), transforms.ToTensor(), transforms.Normalize(trained.mean, trained.std)])
+
+
+def calibration_images(trained: Trained, data_path: str | None, count: int) -> tuple[Tensor, str]:
+    """Normalised images (N, 3, H, W), N up to `count`, of train rather than val, as in evaluation; and what they are."""
+    pictures, origin = _real_images(data_path, count, ("train", "val", "test"))
+    return torch.stack([_probe_transform(trained)(picture) for picture in pictures]), origin
 
 
 def to_pixels(images: Tensor, trained: Trained) -> Tensor:
@@ -98,11 +114,7 @@ def make_probe(trained: Trained, data_path: str | None = None, *, num_random: in
 
     With `is_pixels` all are of whole pixels from 0 to 255, as photographs are."""
     pictures, origin = _real_images(data_path)
-    if isinstance(trained.input_size, int):
-        transform = eval_transform(trained)
-    else:
-        transform = transforms.Compose([transforms.Resize(trained.image_size), transforms.ToTensor(), transforms.Normalize(trained.mean, trained.std)])
-    images = torch.cat((torch.stack([transform(picture) for picture in pictures]), make_noise(trained, num_random)))
+    images = torch.cat((torch.stack([_probe_transform(trained)(picture) for picture in pictures]), make_noise(trained, num_random)))
     if is_pixels:
         images = from_pixels(to_pixels(images, trained).round().clamp(0, 255), trained)
     return Probe(images=images, reference=trained.net(images), num_real=len(pictures), origin=origin)
@@ -142,7 +154,7 @@ def compare(opened: Opened, probe: Probe) -> dict:
     if not relative <= tolerance:
         raise InputError(
             f"it differs from the network by {relative:.1e} of the largest logit, above {tolerance:.0e}: other weights, exported in training mode, or by an "
-            f"exporter that is wrong for this network{', or float16 is too coarse for it: use float32' if opened.dtype == torch.float16 else ''}"
+            f"exporter that is wrong for this network{TOO_COARSE.get(opened.dtype, '')}"
         )
     top2 = reference.topk(min(2, shape[0]), dim=1)
     clear = top2.values[:, 0] - top2.values[:, -1] > errors
@@ -173,6 +185,8 @@ def different_tensors(opened: Opened, fresh: Opened) -> list[str] | None:
 
 
 def _is_close(value: Tensor, expected: Tensor) -> bool:
+    if expected.dtype == torch.int8:  # a sum rounded differently may round to the next step
+        return bool(((value.int() - expected.int()).abs() <= 1).all())
     if torch.equal(value, expected) or not expected.is_floating_point():
         return torch.equal(value, expected)
     one_step = 0.0 if expected.dtype == torch.float32 else torch.finfo(expected.dtype).eps  # a sum rounded differently may round to the next half
@@ -315,7 +329,8 @@ def verify(path: Path, trained: Trained, fmt: Format, *, data_path: str | None =
         if figures["weights"] is None:
             num_random = 4 * (NUM_REAL + NUM_RANDOM) - NUM_REAL
             figures = fmt.compare(opened, fmt.probe(trained, data_path, num_random=num_random, is_pixels=fmt.takes_pixels))
-            figures["weights"] = "not compared: the file is built otherwise than an export made here; more images were run instead"
+            reason = "the file is built otherwise than an export made here" if opened.tensors else "the file does not show them"
+            figures["weights"] = f"not compared: {reason}; more images were run instead"
         if read_sidecar(path).get("sha256", digest(path)) != digest(path):
             raise InputError(f"it was changed since it was written and verified: its SHA-256 is not that in {sidecar_path(path).name}")
     except InputError as error:
@@ -326,6 +341,8 @@ def verify(path: Path, trained: Trained, fmt: Format, *, data_path: str | None =
 
 
 def _compare_weights(path: Path, opened: Opened, trained: Trained, fmt: Format) -> str | None:
+    if not opened.tensors:
+        return None
     with tempfile.TemporaryDirectory() as folder:
         for way in fmt.ways:
             fresh_path = Path(folder) / way.replace(" ", "_") / path.name

@@ -29,7 +29,8 @@ class Trained:
     """A network in evaluation mode with a checkpoint's weights, not fused unless the checkpoint is, and what its user must know.
 
     `which` names the weights (`model`, `model_ema`, `random`, ...); `mean` and `std` are of pixels from 0 to 1; `input_size` is the
-    side of the square images, or height and width of others, which classifiers do not take; `model_kwargs` are further arguments the network was built with."""
+    side of the square images, or height and width of others, which classifiers do not take; `model_kwargs` are further arguments the network was built with;
+    `made_from`: from which checkpoints it was made, where it was not trained as it is."""
 
     net: nn.Module
     name: str
@@ -48,6 +49,7 @@ class Trained:
     model_kwargs: dict = dataclasses.field(default_factory=dict)
     crop_mode: str = "center"
     interpolation: str = "bicubic"
+    made_from: dict = dataclasses.field(default_factory=dict)
 
     @property
     def loader(self) -> str:
@@ -175,6 +177,7 @@ def load_trained(name: str | None, source: str | None, *, use_ema: bool = False,
         model_kwargs=options,
         crop_mode=saved.get("crop_mode", "center"),
         interpolation=saved.get("interpolation", "bicubic"),
+        made_from=saved.get("made_from") or {},
     )
 
 
@@ -206,7 +209,7 @@ def fused(trained: Trained) -> nn.Module:
 def facts(trained: Trained) -> dict:
     """What the checkpoint says of its classes, images and training; goes into every file that can hold it."""
     args = {key: trained.args[key] for key in ("model", "model_kwargs", "epochs", "distillation_type", "finetune", "data_set") if key in trained.args}
-    known = {"class_names": trained.class_names, "epoch": trained.epoch, "metrics": trained.metrics, "args": args}
+    known = {"class_names": trained.class_names, "epoch": trained.epoch, "metrics": trained.metrics, "args": args, "made_from": trained.made_from}
     fixed = {"input_size": trained.input_size, "mean": list(trained.mean), "std": list(trained.std), "crop_pct": trained.crop_pct}
     fixed |= {"crop_mode": trained.crop_mode, "interpolation": trained.interpolation, "which": trained.which}
     return {**{key: value for key, value in known.items() if value}, **fixed, **({"epoch": 0} if trained.epoch == 0 else {})}
@@ -231,7 +234,7 @@ def describe_weights(trained: Trained) -> str:
     is_ema = trained.which in ("model_ema", "state_dict_ema")
     kind = {"random": "random weights", "bare state dict": "weights of a bare state dict"}.get(trained.which, "EMA weights" if is_ema else "raw weights")
     if trained.epoch is None:
-        return kind
+        return f"{kind}, {trained.made_from['what']}" if trained.made_from else kind
     num_epochs = trained.args.get("epochs")
     tested, best = ("test_ema_acc1", "best_ema_acc1") if is_ema else ("test_acc1", "best_acc1")
     ranks = ["the last"] if trained.epoch + 1 == num_epochs else []
@@ -253,7 +256,7 @@ def digest(path: Path) -> str:
 def versions() -> dict[str, str]:
     """Versions of python and of the packages that have a part in exporting, where they are installed."""
     found = {"python": platform.python_version()}
-    for name in ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "coremltools", "safetensors", "huggingface_hub"):
+    for name in ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "coremltools", "executorch", "safetensors", "huggingface_hub"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found

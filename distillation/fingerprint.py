@@ -27,7 +27,7 @@ COMPARED = (
     "mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode",
 )  # fmt: skip
 # Others that do, with what they are where a store does not tell, as those do not that are from before there was the setting.
-COMPARED_SINCE = {"vflip": 0.0, "mixup_off_epoch": 0}
+COMPARED_SINCE = {"vflip": 0.0, "mixup_off_epoch": 0, "exif_transpose": False}
 # Settings of augmentation and mixup that are not compared as they are given, and why.
 NOT_COMPARED = {
     "train_crop_mode": "what came of it for each size",

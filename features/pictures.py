@@ -25,8 +25,8 @@ def made_palette(num_classes: int) -> np.ndarray:
 
 
 def read_picture(path: str) -> np.ndarray:
-    """The picture in a file (H, W, 3), uint8. DamagedImage where it cannot be read."""
-    image = opened(path)
+    """The picture in a file (H, W, 3), uint8, turned as its EXIF orientation says. DamagedImage where it cannot be read."""
+    image = opened(path, turns=True)
     return decoding.top(image, image.shape[0])
 
 

@@ -4,6 +4,7 @@ images.py    labelled images by index: reading and decoding files
 keys.py      the keyed order of samples, and their generators
 steps.py     steps of any keyed order, and loaders of them
 decoding.py  JPEGs decoded as far as they are wanted
+turning.py   photographs turned as their EXIF orientation says
 pixels.py    the fast loader's crops and resizing
 kernels.py   RandAugment's operations on uint8 arrays
 sized.py     images that keep their ratio: fitted, aligned, padded, normalised

@@ -129,12 +129,17 @@ class Transform:
         return finish_one(*self.draw(image), self.statistics)
 
 
+def resized_side(input_size: int, crop: float) -> int:
+    """Pixels to which evaluation resizes before it cuts out the centre: that part `crop` of the resized image."""
+    return int(input_size / crop)
+
+
 def eval_transform(
     input_size: int, crop: float, loader: str = "fast", *, mode: str = "center", interpolation: str = "bicubic", values: Statistics = IMAGENET
 ) -> Transform:
     """Evaluation's: image -> (3, input_size, input_size) normalised float32. timm's crop modes: the short side (`center`), both (`squash`) or the
     long one (`border`, the rest is filled with the mean) to input_size / crop, then the centre."""
-    side, resampling, is_fast = int(input_size / crop), str_to_interp_mode(interpolation), loader == "fast"
+    side, resampling, is_fast = resized_side(input_size, crop), str_to_interp_mode(interpolation), loader == "fast"
     if mode == "center" and is_fast:
         parts = [pixels.ResizedCenterCrop(side, input_size, resampling)]
     elif mode == "border":

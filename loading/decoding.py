@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from loading.turning import UPRIGHT, orientation_in, turned, turned_shape
+
 try:
     import simplejpeg
 except ImportError:  # said by `pixels.require`, where the fast loader is asked for
@@ -82,13 +84,14 @@ class Encoded:
     """An image file's content, decoded when its pixels are asked for.
 
     Where it is no JPEG, or a CMYK, damaged or very odd one, Pillow decodes it, through `open_image`, which raises DamagedImage where Pillow
-    cannot either; `fallback_reason` is why, else None."""
+    cannot either; `fallback_reason` is why, else None. `turns`: as its EXIF orientation says, which `open_image` then does too."""
 
-    def __init__(self, data: bytes, open_image: Callable[[], Image.Image]):
+    def __init__(self, data: bytes, open_image: Callable[[], Image.Image], *, turns: bool = False):
         self._data, self._open_image = data, open_image
         self._frame = _find_frame(data)
+        self._way = orientation_in(data) if turns and self._frame is not None else UPRIGHT
         self.fallback_reason: str | None = None
-        self.shape = (self._frame.height, self._frame.width, 3) if self._frame is not None else self._fall_back(NO_FRAME).shape
+        self.shape = self._fall_back(NO_FRAME).shape if self._frame is None else (*turned_shape(self._frame.height, self._frame.width, self._way), 3)
 
     @property
     def is_fallback(self) -> bool:
@@ -105,6 +108,8 @@ class Encoded:
         if self._frame is None:
             return self._image[:num_rows]
         try:
+            if self._way != UPRIGHT:  # its first rows may lie anywhere in the file
+                return turned(decode_jpeg(self._data, self._frame, self._frame.height), self._way)[:num_rows]
             return decode_jpeg(self._data, self._frame, num_rows)[:num_rows]
         except ValueError as error:
             return self._fall_back(str(error))[:num_rows]

@@ -1,5 +1,6 @@
 """Labelled images by index, wherever they lie: names that processes share without copying, files read and decoded."""
 
+import functools
 import io
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -11,6 +12,7 @@ from PIL import Image, UnidentifiedImageError, features
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from loading import decoding
+from loading.turning import UPRIGHT, orientation, turned
 from run.errors import DamagedImage, InputError
 
 ENDINGS = IMG_EXTENSIONS + ((".avif",) if features.check("avif") else ())  # of the files that are taken for images
@@ -129,14 +131,25 @@ class Joined(Sequence):
 class Images(Sequence):
     """Labelled images: `images[i]` is (RGB PIL image, class index).
 
-    `open_image` makes the PIL image of a sample; `read_bytes`, where samples are files, reads one for a decoder of its own."""
+    `open_image` makes the PIL image of a sample; `read_bytes`, where samples are files, reads one for a decoder of its own. `turns`: they are
+    turned as their EXIF orientation says; `turned` gives such images."""
 
-    def __init__(self, samples: Sequence, targets: Sequence[int], classes: list[str], open_image: Callable, read_bytes: Callable | None = None):
+    def __init__(
+        self,
+        samples: Sequence,
+        targets: Sequence[int],
+        classes: list[str],
+        open_image: Callable,
+        read_bytes: Callable | None = None,
+        *,
+        turns: bool = False,
+    ):
         self.samples = samples
         self.targets = np.asarray(targets, dtype=np.int32)
         self.classes = classes
         self._open_image = open_image
         self._read_bytes = read_bytes
+        self.turns = turns
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -156,28 +169,40 @@ class Images(Sequence):
         sample = self.samples[index]
         if self._read_bytes is None:
             return np.array(self._open_image(sample))
-        return decoding.Encoded(self._read_bytes(sample), lambda: self._open_image(sample))
+        return decoding.Encoded(self._read_bytes(sample), lambda: self._open_image(sample), turns=self.turns)
 
     def part(self, indices: Sequence[int]) -> "Images":
         """The images at `indices`, in that order, with all classes."""
         chosen = Selected(self.samples, indices) if hasattr(self.samples, "sizes") else [self.samples[i] for i in indices]
-        return Images(chosen, self.targets[np.asarray(indices)], self.classes, self._open_image, self._read_bytes)
+        return Images(chosen, self.targets[np.asarray(indices)], self.classes, self._open_image, self._read_bytes, turns=self.turns)
+
+    def turned(self) -> "Images":
+        """The same images, those of files turned as their EXIF orientation says."""
+        if self._read_bytes is None or self.turns:
+            return self
+        return Images(self.samples, self.targets, self.classes, functools.partial(self._open_image, turns=True), self._read_bytes, turns=True)
 
 
 # What Pillow raises for files that are no images, or damaged ones (RuntimeError: AVIF).
 UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
 
 
-def decode(file) -> Image.Image:
-    """The RGB image in an open file, whatever its mode there (grayscale, CMYK, palette, 16 bit). ValueError where the range of its
-    pixels is unknown."""
-    with Image.open(file) as image:
-        if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):  # those two give 16 bits as mode I
-            kind = "floating-point numbers" if image.mode == "F" else "32-bit integers"
-            raise ValueError(f"its pixels are {kind}, of a range that it does not tell: save it with 8 or 16 bits")
-        if image.mode == "I" or image.mode.startswith("I;16"):  # PIL would clip 16 bits at 255
-            image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-        return image.convert("RGB")
+def decode(file, *, turns: bool = False) -> Image.Image:
+    """The RGB image in an open file, whatever its mode there (grayscale, CMYK, palette, 16 bit); `turns`: as its EXIF orientation says. ValueError
+    where the range of its pixels is unknown."""
+    with Image.open(file) as opened:
+        image = _in_colour(opened)
+        way = orientation(opened) if turns else UPRIGHT  # asked for after decoding, in which Pillow turns some formats itself
+    return image if way == UPRIGHT else Image.fromarray(turned(np.asarray(image), way))
+
+
+def _in_colour(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):  # those two give 16 bits as mode I
+        kind = "floating-point numbers" if image.mode == "F" else "32-bit integers"
+        raise ValueError(f"its pixels are {kind}, of a range that it does not tell: save it with 8 or 16 bits")
+    if image.mode == "I" or image.mode.startswith("I;16"):  # PIL would clip 16 bits at 255
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
 
 
 NO_IMAGE = "it begins like no image format that Pillow knows"
@@ -189,10 +214,10 @@ def damaged(name: str, error: Exception) -> DamagedImage:
     return DamagedImage(name, reason)
 
 
-def open_file(path: str) -> Image.Image:
-    """The RGB image in a file; DamagedImage if it cannot be read or decoded."""
+def open_file(path: str, *, turns: bool = False) -> Image.Image:
+    """The RGB image in a file; DamagedImage if it cannot be read or decoded. `turns`: see `decode`."""
     try:
-        return decode(path)
+        return decode(path, turns=turns)
     except UNREADABLE as error:
         raise damaged(path, error) from error
 
@@ -206,18 +231,18 @@ def read_file(path: str) -> bytes:
         raise damaged(path, error) from error
 
 
-def open_stored(stored: Stored) -> Image.Image:
-    """The RGB image in a part of a larger file; DamagedImage if it cannot be read or decoded."""
+def open_stored(stored: Stored, *, turns: bool = False) -> Image.Image:
+    """The RGB image in a part of a larger file; DamagedImage if it cannot be read or decoded. `turns`: see `decode`."""
     data = stored.read()
     try:
-        return decode(io.BytesIO(data))
+        return decode(io.BytesIO(data), turns=turns)
     except UNREADABLE as error:
         raise damaged(str(stored), error) from error
 
 
-def open_sample(sample: str | Stored) -> Image.Image:
-    """The RGB image in a file or in a part of one; DamagedImage if it cannot be read or decoded."""
-    return open_file(sample) if isinstance(sample, str) else open_stored(sample)
+def open_sample(sample: str | Stored, *, turns: bool = False) -> Image.Image:
+    """The RGB image in a file or in a part of one; DamagedImage if it cannot be read or decoded. `turns`: see `decode`."""
+    return open_file(sample, turns=turns) if isinstance(sample, str) else open_stored(sample, turns=turns)
 
 
 def read_sample(sample: str | Stored) -> bytes:

@@ -1,5 +1,7 @@
 """Images that keep their ratio: read, resized to fit, written into batches of one size, normalised."""
 
+import functools
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,9 +25,11 @@ def padded(sizes: list[tuple[int, int]]) -> tuple[int, int]:
     return height, width
 
 
-def opened(path: str) -> decoding.Encoded | np.ndarray:
-    """The image in a file, (H, W, 3) uint8, decoded when its pixels are asked for; DamagedImage where it cannot be read."""
-    return decoding.Encoded(read_file(path), lambda: open_file(path)) if decoding.simplejpeg else np.array(open_file(path))
+def opened(path: str, *, turns: bool = False) -> decoding.Encoded | np.ndarray:
+    """The image in a file, (H, W, 3) uint8, decoded when its pixels are asked for; `turns`: as its EXIF orientation says. DamagedImage where it
+    cannot be read."""
+    open_image = functools.partial(open_file, path, turns=turns)
+    return decoding.Encoded(read_file(path), open_image, turns=turns) if decoding.simplejpeg else np.array(open_image())
 
 
 def to_size(image: decoding.Encoded | np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Forms in which a network is timed: eager, channels-last, compiled, ONNX Runtime."""
+"""Forms in which a network is timed: eager, channels-last, compiled, ONNX Runtime in float32 and int8, ExecuTorch."""
 
 import copy
 import functools
@@ -9,14 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from deployment import formats
-from deployment.verify import write_verified
+from deployment import executorch, formats, quantised
+from deployment.verify import calibration_images, write_verified
 from deployment.weights import Trained
 from run.errors import InputError
 from run.hardware import pick_amp
 
 Call = Callable[[], Tensor]
 FORMS = ("eager", "channels_last", "compiled")
+NUM_CALIBRATION = 16  # images
 Builder = Callable[[Trained, nn.Module, "Images"], Call]  # the trained network, its fused form on the device, images -> what is timed
 
 
@@ -59,8 +60,10 @@ def torch_builders(amp: str) -> dict[str, Builder]:
     return {form: functools.partial(build_form, form=form, amp=amp) for form in FORMS}
 
 
-def build_onnxruntime(trained: Trained, net: nn.Module, images: Images, *, threads: int) -> Call:
-    """One inference by ONNX Runtime of the network's verified export, with `threads` threads in each operator, on the CPU."""
+def build_onnxruntime(trained: Trained, net: nn.Module, images: Images, *, threads: int, is_int8: bool = False) -> Call:
+    """One inference by ONNX Runtime of the network's verified export, with `threads` threads in each operator, on the CPU.
+
+    With `is_int8`, of the quantised one, calibrated on a few digits: how long it takes does not depend on the ranges."""
     if images.device.type != "cpu":
         raise InputError("ONNX Runtime is measured on the CPU alone")
     onnxruntime = formats.require("onnxruntime")
@@ -68,7 +71,19 @@ def build_onnxruntime(trained: Trained, net: nn.Module, images: Images, *, threa
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net.onnx"
-        write_verified(trained, path, formats.ONNX)
+        write_verified(trained, path, quantised.build_format(calibration_images(trained, None, NUM_CALIBRATION)[0]) if is_int8 else formats.ONNX)
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: images.get(trained.input_size).numpy()}
     return lambda: torch.from_numpy(session.run(None, feed)[0])
+
+
+def build_executorch(trained: Trained, net: nn.Module, images: Images, *, threads: int) -> Call:
+    """One inference by ExecuTorch's XNNPACK of the network's verified program, with `threads` threads, on the CPU."""
+    if images.device.type != "cpu" or images.batch_size != 1:
+        raise InputError("ExecuTorch is measured on the CPU alone, on one image")
+    executorch.set_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.pte"
+        write_verified(trained, path, executorch.PROGRAM)
+        run = executorch.open_program(path, trained).run
+    return functools.partial(run, images.get(trained.input_size))

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from deployment import verify
 from deployment.weights import Trained, describe_weights, fused, load_trained
 from deployment.weights import versions as package_versions
 from measuring.forms import Builder, Call, Images, forward
@@ -39,6 +40,7 @@ SLICE_S = 0.2  # what a case is given in a round: long against a scheduler's tic
 MAX_CALLS = 1000
 QUIET_CPU_SHARE = 0.95  # below, a single thread was kept waiting
 TOLERANCES = {False: 1e-2, True: 1e-1}  # of a form's logits, relative to eager, without and with autocast: exactness is what exports are verified for
+INT8_TOLERANCE = verify.TOLERANCE[torch.int8]  # of a form whose name ends with int8
 
 
 @dataclass
@@ -197,7 +199,8 @@ def build_cases(setup: Setup, subjects: list[Trained], builders: dict[str, Build
         for case in own:
             setup.report(f"preparing {trained.name} {case.form}")
             build = functools.partial(builders[case.form], trained, net, images)
-            prepare(case, build, reference=reference, tolerance=TOLERANCES[args.amp != "none"], limit_s=args.prepare_limit)
+            tolerance = INT8_TOLERANCE if case.form.endswith("int8") else TOLERANCES[args.amp != "none"]
+            prepare(case, build, reference=reference, tolerance=tolerance, limit_s=args.prepare_limit)
             if case.remark:
                 setup.report(f"{trained.name} {case.form} is left out: {case.remark}")
     if all(case.call is None for case in cases):

@@ -19,7 +19,7 @@ from loading import augment
 from loading.images import Images
 from loading.loaders import TrainLoader
 from preflight import cost, images, room
-from run import checkpoint, hardware, network, optim, records
+from run import checkpoint, hardware, network, optim, trackers
 from run.checkpoint import TrainState
 from run.compiling import no_compiler
 from run.config import Config
@@ -104,8 +104,8 @@ class _Training(_Rehearsal):
         with self.faults.looking(), contextlib.ExitStack() as held:
             claim_folder(cfg, self.alone, held)
         with self.faults.looking():
-            if cfg.project:
-                records.import_wandb()
+            if name := trackers.wanted(cfg):
+                trackers.import_package(name)
         with self.faults.looking():
             return find_checkpoint(cfg, folder, self.alone)
         return None

@@ -45,9 +45,9 @@ def bytes_of(entry) -> int:
     return sum(bytes_of(value) for value in values)
 
 
-def num_checkpoints(*, has_ema: bool) -> int:
+def num_checkpoints(num_kept: int, *, has_ema: bool) -> int:
     """Files that a run has in its folder at most: the last, the numbered and the best ones, and two that are being written."""
-    return 1 + checkpoint.NUM_KEPT + (2 if has_ema else 1) + 2
+    return 1 + num_kept + (2 if has_ema else 1) + 2
 
 
 def _held_bytes(folder: Path) -> int:
@@ -69,7 +69,7 @@ class Room:
 
     def add_checkpoints(self, folder: Path, state: checkpoint.TrainState, collected: dict) -> None:
         """The checkpoints of a run, each as large as this one."""
-        count, size = num_checkpoints(has_ema=state.ema is not None), bytes_of(collected)
+        count, size = num_checkpoints(collected["args"]["checkpoint_hist"], has_ema=state.ema is not None), bytes_of(collected)
         wanted = max(0, count * size - _held_bytes(folder))
         self.add(folder, wanted, f"checkpoints, at most {count} of {size / 2**20:.3g} MiB" + (", besides those there" if wanted < count * size else ""))
 

@@ -111,6 +111,7 @@ class Report:
             "model": cfg.model,
             "weights": weights or "pretrained",
             "use_ema": cfg.use_ema,
+            "tta": cfg.tta,
             "num_classes": len(classes),
             "input_size": cfg.input_size,
             "crop_pct": augment.crop_pct(cfg),
@@ -162,16 +163,18 @@ class Report:
 def evaluate_validation(net: nn.Module, loader: ValLoader, parts: EvalParts, report: Report) -> None:
     """Evaluate on the validation images, print the line of their accuracies, and report what else is asked for."""
     if report.path is None:
-        engine.report(net, loader, parts)
-        return
-    recorder = Recorder(loader)
-    result = engine.report(net, recorder, parts, recorder.note)
-    report.add_outcomes(recorder.outcomes(parts.rank), loader)
+        result = engine.report(net, loader, parts)
+    else:
+        recorder = Recorder(loader)
+        result = engine.report(net, recorder, parts, recorder.note)
+        report.add_outcomes(recorder.outcomes(parts.rank), loader)
     report.add("clean", {name: round(value, 4) if name == "loss" else value for name, value in result.items()})
 
 
-def evaluate_suite(cfg: Config, suite: Suite, net: nn.Module, parts: EvalParts, *, folder: Path | None, weights: str | None) -> None:
-    """Try the fused network on all of the suite and print a line per result; write --report. `folder` gets lists of damaged images."""
+def evaluate_suite(cfg: Config, suite: Suite, net: nn.Module, parts: EvalParts, *, folder: Path | None, weights: str | None) -> dict[str, dict]:
+    """Try the fused network on all of the suite and print a line per result; write --report. `folder` gets lists of damaged images.
+
+    Accuracies and what belongs to them, of the validation images (`clean`) and each set by its name."""
     report = Report(cfg, suite.classes, parts, weights)
     report.check_writable()  # now, and not after an hour
     if suite.clean is not None:
@@ -188,6 +191,28 @@ def evaluate_suite(cfg: Config, suite: Suite, net: nn.Module, parts: EvalParts, 
         report.add(name, {**counts.facts(), "epsilon": attacks.EPSILON})
     if suite.corrupted is not None:
         _evaluate_corrupted(cfg, suite, net, parts, report, folder)
+    return report.document["accuracies"]
+
+
+def say_sizes(cfgs: list[Config], accuracies: list[dict[str, dict]]) -> None:
+    """A table: a row per size, with how images were resized and cropped, and what `evaluate_suite` found at it."""
+    names = list(accuracies[0])
+    headings = ["size", "resized", "crop-pct", *(heading for name in names for heading in _headings(name))]
+    rows = []
+    for cfg, found in zip(cfgs, accuracies, strict=True):
+        crop = augment.crop_pct(cfg)
+        figures = [f"{found[name][key]:.{digits}f}" for name in names for key, digits in _headings(name).values()]
+        rows.append([str(cfg.input_size), str(augment.resized_side(cfg.input_size, crop)), f"{crop:g}", *figures])
+    widths = [max(len(row[i]) for row in (headings, *rows)) for i in range(len(headings))]
+    for row in (headings, *rows):
+        log.info("%s", "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)))
+
+
+def _headings(name: str) -> dict[str, tuple[str, int]]:
+    """Columns for a set: from the heading to the key of the figure, and its digits."""
+    if name == "clean":
+        return {"acc1": ("acc1", 3), "acc5": ("acc5", 3), "loss": ("loss", 4)}
+    return {f"{name} acc1": ("acc1", 1)}
 
 
 def _say(name: str, counts: Counts) -> None:
@@ -245,6 +270,7 @@ def _count_folders(cfg: Config, suite: Suite, net: nn.Module, parts: EvalParts, 
     num_seen = 0
     for i, (name, severity) in enumerate(places):
         images = sets.open_severity(corrupted, name, severity, suite.classes)
+        images = images.turned() if cfg.exif_transpose else images
         if i == 0:
             _say_enlarged(corrupted, images, cfg.input_size)
         progress.num_done, progress.total = num_seen, num_seen + len(images) * (len(places) - i)

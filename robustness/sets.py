@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -82,6 +82,8 @@ def open_suite(cfg: Config) -> Suite:
     sets = [opened(path) for path, opened in named if path]
     sets += _open_v2(cfg.inv2_path, classes) if cfg.inv2_path else []
     sets += [_open_real(cfg, clean)] if cfg.real_labels else []
+    if cfg.exif_transpose:
+        sets = [replace(one, images=one.images.turned()) for one in sets]
     return Suite(classes, clean, sets, open_corrupted(cfg.inc_path, classes) if cfg.inc_path else None)
 
 

@@ -33,7 +33,6 @@ from run.skipping import Guard
 from utils import Rank, all_sum, gather, log, mean_over_processes, unwrap
 
 LAST, BEST, BEST_EMA = "checkpoint_last.pth", "checkpoint_best.pth", "checkpoint_best_ema.pth"
-NUM_KEPT = 3
 
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]  # the function that pickles of numpy scalars call; its module was renamed in numpy 2
 
@@ -247,10 +246,10 @@ def warn_of_other(checkpoint: dict, source: str, facts: dict) -> None:
     for name, here in facts.items():
         there = checkpoint.get(name)
         if name in COMPARED_FACTS and there is not None and _plain(there) != _plain(here):
-            log.warning("%s was made with other %s than this evaluation: %s, here %s", source, name, _brief(there), _brief(here))
+            log.warning("%s was made with other %s than this evaluation: %s, here %s", source, name, brief(there), brief(here))
 
 
-def _brief(value) -> str:
+def brief(value) -> str:
     text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -258,12 +257,13 @@ def _brief(value) -> str:
 # Settings that may differ between a run and its continuation: they say where and how it runs, not what it computes.
 # Batch, processes and accumulation are compared by their product, data by number of images and class names.
 FREE_SETTINGS = {
-    "batch_size", "grad_accum_steps", "recipe_batch", "start_epoch", "device", "output_dir", "overwrite", "resume", "save_freq", "project",
+    "batch_size", "grad_accum_steps", "recipe_batch", "start_epoch", "device", "output_dir", "overwrite", "resume", "save_freq", "project", "tracker",
     "checkpoint_steps", "checkpoint_minutes", "allow_config_change", "dry_run", "eval", "use_ema", "report", "pretrained", "finetune", "teacher_min_acc1",
     "teacher_path", "teacher_labels", "teacher_labels_mode", "data_path", "num_workers", "pin_mem", "model_ema_force_cpu", "on_full_disk",
     "compile", "compile_mode", "full_disk_minutes", "max_bad_images", "skip_bad_images", "on_nonfinite", "max_skipped_steps",
     "data_format", "data_cache", "data_cache_gb", "class_map", "classes", "inc_path", "ina_path", "inr_path", "insk_path", "inv2_path",
     "real_labels", "fgsm_test", "pgd_test", "num_classes", "backbone_weights", "metrics", "log_steps", "grad_checkpointing",
+    "checkpoint_hist", "tta",
 }  # fmt: skip
 
 
@@ -271,14 +271,14 @@ FREE_SETTINGS = {
 REGROUPING = {"--freeze": lambda value: list(value("freeze") or ()), "--layer-decay": lambda value: value("layer_decay") is not None}
 
 
-def _changes(checkpoint: dict, cfg: RunConfig, run: dict) -> list[str]:
+def recipe_changes(checkpoint: dict, cfg: RunConfig, run: dict) -> list[str]:
     """How the recipe of `checkpoint` differs from `cfg` and `run`, a line per setting."""
     # A run from before there was a setting ran as its default now says, but that its only loader was the reference.
     defaults = {field.name: field.default for field in dataclasses.fields(cfg)}
     there = {**defaults, "loader": "reference", **checkpoint["args"], **checkpoint.get("run", {})}
     here = {**dataclasses.asdict(cfg), **run}
     names = [name for name in here if name in there and name not in FREE_SETTINGS]
-    return [f"{name} was {_brief(there[name])}, is {_brief(here[name])}" for name in names if _plain(there[name]) != _plain(here[name])]
+    return [f"{name} was {brief(there[name])}, is {brief(here[name])}" for name in names if _plain(there[name]) != _plain(here[name])]
 
 
 def _plain(value):
@@ -290,7 +290,7 @@ def _require_same_recipe(checkpoint: dict, cfg: RunConfig, run: dict, source: st
     if not isinstance(checkpoint.get("args"), dict):
         log.warning("%s was not written by this project: its recipe is not compared with this run's", source)
         return True
-    changes = _changes(checkpoint, cfg, run)
+    changes = recipe_changes(checkpoint, cfg, run)
     if changes and not cfg.allow_config_change:
         raise InputError(
             f"--resume {source}: the recipe changed: "
@@ -492,9 +492,9 @@ def numbered(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for path in folder.glob("checkpoint_*.pth") if (match := re.fullmatch(r"checkpoint_(\d+)", path.stem)))
 
 
-def prune(folder: Path, epoch: int) -> None:
-    """Remove the numbered checkpoints up to `epoch`, but for the last three."""
-    for _, path in [item for item in numbered(folder) if item[0] <= epoch and item[1].is_file()][:-NUM_KEPT]:
+def prune(folder: Path, epoch: int, num_kept: int) -> None:
+    """Remove the numbered checkpoints up to `epoch`, but for the last `num_kept`."""
+    for _, path in [item for item in numbered(folder) if item[0] <= epoch and item[1].is_file()][:-num_kept]:
         path.unlink(missing_ok=True)
 
 

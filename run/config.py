@@ -6,6 +6,7 @@ Nothing here imports torch, so that `python main.py --help` answers at once.
 import dataclasses
 import itertools
 import math
+from pathlib import Path
 from typing import ClassVar
 
 from run.errors import InputError
@@ -26,7 +27,8 @@ class RunConfig:
     output_dir: str | None = setting(None, "folder of log and checkpoints (default: checkpoints/<model>/<time>)")
     overwrite: bool = setting(False, "start afresh in a folder that holds a run, deleting that run")
     resume: str | None = setting(None, "checkpoint to continue or, with --eval, to evaluate: file, URL, hf-hub:name, or auto (newest sound one in its folder)")
-    save_freq: int = setting(1, "epochs between numbered checkpoints, of which the last three are kept", at_least=1)
+    save_freq: int = setting(1, "epochs between numbered checkpoints", at_least=1)
+    checkpoint_hist: int = setting(3, "numbered checkpoints that are kept, the last ones", at_least=1)
     checkpoint_steps: int | None = setting(None, "optimiser steps between checkpoints inside an epoch (default: none inside)", at_least=1)
     checkpoint_minutes: float | None = setting(None, "minutes between checkpoints inside an epoch (default: none inside)", above=0)
     allow_config_change: bool = setting(False, "resume although the recipe differs from the checkpoint's")
@@ -41,7 +43,12 @@ class RunConfig:
     max_skipped_steps: int = setting(20, "steps in a row that may be left out because they are not finite", at_least=1)
     seed: int = setting(0, "seed of initialisation and dropout", at_least=0, at_most=2**63 - 1)
     device: str = setting("auto", "cuda, cuda:N or cpu; auto: a GPU where there is one")
-    project: str | None = setting(None, "Weights & Biases project to log to (needs the package wandb)")
+    tracker: str | None = setting(
+        None,
+        "where the numbers go besides log.txt and TensorBoard, by a package of that name: wandb (offline unless WANDB_MODE is set) or trackio",
+        choices=("none", "wandb", "trackio"),
+    )
+    project: str | None = setting(None, "the tracker's project; without --tracker, one of Weights & Biases")
     grad_accum_steps: int = setting(1, "micro-batches per optimiser step", at_least=1)
     eval: bool = setting(False, "evaluate the given weights and exit")
     # optimiser
@@ -83,7 +90,7 @@ class Config(RunConfig):
     recipe_batch: int = setting(2048, "global batch the recipe was made for; another is warned of", at_least=1)
     epochs: int = setting(300, "epochs to train; with --lr-cycle-limit above 1 those of the first cycle", at_least=0)
     start_epoch: int = setting(0, "first epoch, where no checkpoint says so", at_least=0)
-    input_size: int = setting(224, "side of the square input, pixels", at_least=8)
+    input_size: int = setting(224, "side of the square input, pixels; with --eval also several, with commas, for a table of accuracies", at_least=8)
     drop: float | None = setting(None, "dropout before the classifier (default: the variant's)", at_least=0, at_most=0.999)
     drop_path: float | None = setting(None, "stochastic depth rate (default: the variant's)", at_least=0, at_most=0.999)
     amp: str = setting("auto", "mixed precision; auto: bf16 on a GPU that has it, else none", choices=("auto", "bf16", "fp16", "none"), nargs="?", const="auto")
@@ -97,6 +104,9 @@ class Config(RunConfig):
     # weights
     dry_run: bool = setting(False, "look at all that the run needs, tell every fault, and what a step and the run will cost, and exit; leaves nothing behind")
     use_ema: bool = setting(False, "evaluate a checkpoint's EMA weights instead of the raw ones")
+    tta: str = setting(
+        "none", "with --eval: hflip: the mean of what the network says of an image and of its mirror image, in probabilities", choices=("none", "hflip")
+    )
     report: str | None = setting(
         None, "with --eval: page of accuracies, calibration and mistakes (.html), all that was measured (.json), or per-class accuracy and confusions as CSV"
     )
@@ -251,6 +261,7 @@ class Config(RunConfig):
         choices=("center", "squash", "border"),
     )
     interpolation: str = setting("bicubic", "resampling of evaluation's images", choices=("bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"))
+    exif_transpose: bool = setting(False, "turn photographs as their EXIF orientation says, in training and evaluation; published runs ignore it")
     loader: str = setting(
         "fast", "decoder, resizing and RandAugment kernels: OpenCV, simplejpeg and torch, or Pillow; the same draws", choices=("fast", "reference")
     )
@@ -390,6 +401,30 @@ def parse(argv: list[str]) -> tuple[Config, list[str]]:
     return cfg, notes + [f"--{name.replace('_', '-')} {value}, as in {cfg.teacher_labels}" for name, value in adopted.items()]
 
 
+def parse_sizes(argv: list[str]) -> tuple[list[Config], list[str]]:
+    """As `parse`, a Config for each of the sizes in `--input-size 192,224,256`; of one size, or none, one Config.
+
+    InputError also where several are given to what is no evaluation."""
+    flags = [i for i, text in enumerate(argv) if text.partition("=")[0] in ("--input-size", "--input_size")]
+    last = flags[-1] if flags else len(argv)
+    text = "".join(argv[last : last + 1]).partition("=")[2] or "".join(argv[last + 1 : last + 2])
+    if "," not in text:
+        cfg, notes = parse(argv)
+        return [cfg], notes
+    rest = argv[:last] + argv[last + (1 if "=" in argv[last] else 2) :]
+    parsed = [parse([*rest, f"--input-size={size}"]) for size in dict.fromkeys(text.split(","))]
+    cfgs = [cfg for cfg, _ in parsed]
+    if not cfgs[0].eval:
+        raise InputError(f"--input-size {text}: several sizes are for an evaluation: add --eval, or train at one, or with --image-size-schedule")
+    return [dataclasses.replace(cfg, report=_of_size(cfg.report, cfg.input_size)) for cfg in cfgs], parsed[0][1]
+
+
+def _of_size(report: str | None, size: int) -> str | None:
+    """`out.json` -> `out_192.json`."""
+    path = Path(report) if report else None
+    return str(path.with_name(f"{path.stem}_{size}{path.suffix}")) if path else None
+
+
 ADOPTED = ("repeated_aug", "mix_group_size", "mix_lanes")
 
 
@@ -496,6 +531,7 @@ def validate(cfg: Config) -> None:
     rules = [
         *run_rules(cfg),
         (cfg.eval and not (cfg.resume or cfg.pretrained), "--eval needs weights: add --resume FILE or --pretrained"),
+        (cfg.tta != "none" and not cfg.eval, f"--tta {cfg.tta}: training measures networks as they are: add --eval, or drop it"),
         (cfg.use_ema and not (cfg.eval and cfg.resume), "--use-ema chooses weights of a checkpoint: it needs --eval --resume FILE"),
         *_robustness_rules(cfg),
         *_optimisation_rules(cfg),

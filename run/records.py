@@ -15,9 +15,8 @@ import timm
 import torch
 import torchvision
 
-from run import checkpoint, disk, settings
+from run import checkpoint, disk, settings, trackers
 from run.config import RunConfig
-from run.errors import InputError
 from run.folder import LOG_NAME, STEPS_NAME
 from utils import Rank, checkout, log
 
@@ -47,13 +46,14 @@ class Records:
             self.rewind(start_epoch, start_step)
             if not (folder / "args.yaml").exists():
                 disk.write_whole(folder / "args.yaml", _environment(cfg) + settings.dump(cfg))
-            self.boards = [_TensorBoard(folder, start_epoch), *([_WeightsAndBiases(cfg, folder)] if cfg.project else [])]
+            self.boards = [_TensorBoard(folder, start_epoch), *([trackers.Tracker(name, cfg, folder)] if (name := trackers.wanted(cfg)) else [])]
 
     def _delete_run(self) -> None:
         for path in [
             self.log_path,
             self.steps_path,
             self.folder / "args.yaml",
+            self.folder / trackers.IDS_NAME,
             *self.folder.glob("checkpoint_*.pth"),
             *self.folder.glob("events.out.tfevents.*"),
         ]:
@@ -171,23 +171,3 @@ class _TensorBoard:
 
     def close(self) -> None:
         """Nothing is open between two epochs."""
-
-
-def import_wandb():
-    """The package that --project needs; InputError where it is not there."""
-    try:
-        import wandb
-    except ImportError as error:
-        raise InputError("--project needs wandb: pip install wandb, or drop the flag") from error
-    return wandb
-
-
-class _WeightsAndBiases:
-    def __init__(self, cfg: RunConfig, folder: Path):
-        self.run = import_wandb().init(project=cfg.project, dir=str(folder), name=folder.name, config=vars(cfg), resume="allow")
-
-    def write(self, record: dict) -> None:
-        self.run.log(record, step=record["epoch"])
-
-    def close(self) -> None:
-        self.run.finish()

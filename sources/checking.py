@@ -1,5 +1,6 @@
 """Whole trees of images, read as the loaders read them, to find what a run would stumble over."""
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from loading.decoding import Encoded
 from loading.images import ENDINGS, NO_IMAGE, Images, Paths, is_image_name, open_sample, read_sample
 from loading.loaders import loader_settings
+from loading.turning import UPRIGHT, orientation_in
 from run.config import Config
 from run.errors import DamagedImage, InputError
 from sources import archives, packed, parquet
@@ -26,14 +28,15 @@ REPORT_EVERY_S = 10.0
 
 
 class Problem(NamedTuple):
-    """What is wrong with a file: `problem` is one of the three kinds below."""
+    """What is wrong with a file, or to be known of it: `problem` is one of the four kinds below."""
 
     path: str
     problem: str
     message: str
 
 
-DAMAGED, NOT_AN_IMAGE, FALLBACK = "damaged", "not an image", "read by the fallback"
+DAMAGED, NOT_AN_IMAGE, FALLBACK, TURNED = "damaged", "not an image", "read by the fallback", "turned"
+SOUND = {FALLBACK, TURNED}  # what images can be read in spite of
 
 
 class Tree(NamedTuple):
@@ -97,7 +100,7 @@ def _unlabelled(samples) -> Images:
 
 
 class _Checks(Dataset):
-    """Per image, what is wrong with it, or None."""
+    """Per image, what is wrong with it and what is to be known of it."""
 
     def __init__(self, images: Images, *, is_fast: bool):
         self.images, self.is_fast = images, is_fast
@@ -105,17 +108,18 @@ class _Checks(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> Problem | None:
+    def __getitem__(self, index: int) -> list[Problem]:
         try:
             image = self.images.open(index, is_fast=self.is_fast)
             if isinstance(image, Encoded):
                 image.top(image.shape[0])
         except DamagedImage as error:
-            return Problem(error.name, NOT_AN_IMAGE if error.reason == NO_IMAGE else DAMAGED, error.reason)
-        reason = getattr(image, "fallback_reason", None)
-        return reason and Problem(str(self.images.samples[index]), FALLBACK, reason)
+            return [Problem(error.name, NOT_AN_IMAGE if error.reason == NO_IMAGE else DAMAGED, error.reason)]
+        name, reason, way = str(self.images.samples[index]), getattr(image, "fallback_reason", None), orientation_in(read_sample(self.images.samples[index]))
+        found = [Problem(name, FALLBACK, reason)] if reason else []
+        return found if way == UPRIGHT else [*found, Problem(name, TURNED, f"EXIF orientation {way}, which runs ignore without --exif-transpose")]
 
-    def __getitems__(self, indices: list[int]) -> list[Problem | None]:
+    def __getitems__(self, indices: list[int]) -> list[list[Problem]]:
         return [self[i] for i in indices]
 
 
@@ -127,7 +131,7 @@ def check(tree: Tree, *, is_fast: bool, num_workers: int, say: Callable[[str], N
     for images in tree.parts:
         dataset = _Checks(images, is_fast=is_fast)
         for batch in DataLoader(dataset, batch_size=BATCH_SIZE, **loader_settings(cfg, rank, len(images))):
-            problems = list(filter(None, batch))
-            num_problems += len(problems)
+            problems = list(itertools.chain.from_iterable(batch))
+            num_problems += sum(problem.problem != TURNED for problem in problems)
             yield from problems
             progress.add(len(batch), f"{num_problems:,} problems")

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from loading.images import Images, Names, open_sample, read_sample
 from loading.loaders import loader_settings
+from loading.turning import UPRIGHT, exif_of, orientation_in
 from run.config import Config
 from run.errors import DamagedImage, InputError
 from sources.cache import Cache
@@ -56,7 +57,8 @@ class Recipe:
         scale = self.max_side / max(image.size)
         file = io.BytesIO()
         size = tuple(max(1, round(side * scale)) for side in image.size)
-        image.resize(size, Image.Resampling.LANCZOS).save(file, "JPEG", quality=self.quality, subsampling=0)
+        kept = {} if (way := orientation_in(data)) == UPRIGHT else {"exif": exif_of(way)}  # for a run to judge, as it would from the source
+        image.resize(size, Image.Resampling.LANCZOS).save(file, "JPEG", quality=self.quality, subsampling=0, **kept)
         return file.getvalue()
 
     def described(self) -> dict | None:

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "reporting": "run loading model distillation",
     "measuring": "utils run model loading losses engine distillation deployment reporting",
     "preflight": "utils run loading model losses datasets engine distillation measuring",
+    "refining": "utils run loading sources datasets engine",
     "publishing": "run model deployment measuring",
     "features": "utils run model loading engine deployment",
     "detection": "utils run loading sources engine features deployment",

@@ -1,6 +1,7 @@
 """Every recipe says what it claims and where from, and trains: two optimiser steps of each on a small folder, in this process."""
 
 import csv
+import dataclasses
 import math
 import os
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from timm.data.auto_augment import RandAugment
 from timm.data.random_erasing import RandomErasing
 
@@ -45,6 +47,10 @@ FACTS = {
         "data_set": "CIFAR", "model": "recnext_m0", "epochs": 100, "recipe_batch": 2048, "absolute_lr": 4e-3, "input_size": 224, "distillation": "none",
     },
     "finetune": {"recipe_batch": 256, "absolute_lr": 5e-4, "distillation": "none"},
+    "fixres": {
+        "recipe_batch": 256, "absolute_lr": 5e-4, "distillation": "none", "input_size": 288, "crop_pct": 1.0, "train_crop_mode": "rkrc",
+        "freeze": ("stem", "stages"), "is_mixing": False, "aa": None, "reprob": 0, "smoothing": 0,
+    },
 }  # fmt: skip
 STARNET = {
     "model": "repnext_m0", "epochs": 300, "input_size": 224, "seed": 42, "opt": "adamw", "absolute_lr": 3e-3, "weight_decay": 0.025, "warmup_epochs": 5,
@@ -157,7 +163,7 @@ def small_flags(path: Path, small_folder: Path, weights: dict[str, Path], output
     input_size = 32 if cfg.model != "recnext_t" and cfg.input_size <= 224 else 64
     flags = ["--data-set=IMNET", f"--data-path={small_folder}", f"--input-size={input_size}", "--batch-size=8", "--mix-group-size=8", "--mix-lanes=1"]
     flags += ["--epochs=1", "--num_workers=0", "--device=cpu", f"--output_dir={output_dir}"]
-    if path.stem == "finetune":
+    if path.stem in ("finetune", "fixres"):
         flags += [f"--finetune={weights['finetune']}"]
     if cfg.distillation != "none":
         flags += ["--teacher-model=resnet10t", f"--teacher-path={weights['teacher']}", "--teacher-min-acc1=0"]
@@ -218,6 +224,18 @@ def test_finetuning_drops_the_heads_of_other_classes(small_folder, weights, tmp_
     path = ROOT / "recipes" / "finetune.yaml"
     main.main(["--config", str(path), *small_flags(path, small_folder, weights, tmp_path), "--epochs=0"])
     assert "fine-tuning: new heads in place of head.head.linear.weight, head.head.linear.bias, head.head_dist.linear" in capsys.readouterr().out
+
+
+def test_fixres_teaches_the_classifiers_and_the_norm_before_them_and_crops_as_evaluation_does(small_folder, weights, tmp_path):
+    path = ROOT / "recipes" / "fixres.yaml"
+    main.main(["--config", str(path), *small_flags(path, small_folder, weights, tmp_path), "--warmup-lr=1e-3"])
+    before, after = (checkpoint.read(str(file))["model"] for file in (weights["finetune"], tmp_path / "checkpoint_last.pth"))
+    learnt = {name for name, value in after.items() if not name.endswith("num_batches_tracked") and not torch.equal(value, before.get(name))}
+    assert learnt >= {"head.head.norm.running_mean", "head.head.norm.weight"}
+    assert {name.partition(".")[0] for name in learnt} == {"head"}
+    cfg = dataclasses.replace(parse_alone(path), hflip=0, loader="reference")
+    image = Image.effect_noise((400, 330), 64).convert("RGB")
+    torch.testing.assert_close(augment.train_transform(cfg)(image), augment.recipe_eval_transform(cfg)(image))
 
 
 def test_cifar_script_starts_four_processes_of_its_recipe():

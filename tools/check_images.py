@@ -4,7 +4,8 @@
     python tools/check_images.py ~/imagenet/train.tar --out train.csv --loader reference
 
 Writes a CSV file: path, problem, message. Problems are `damaged`, `not an image`, and, for --loader fast, `read by the fallback`: sound, but
-no JPEG that the fast decoder takes, and so decoded by Pillow, more slowly. Tars in the tree are read too; hidden folders, and files whose
+no JPEG that the fast decoder takes, and so decoded by Pillow, more slowly; and `turned`: sound, but stored on its side, on its head or mirrored,
+as its EXIF orientation says, which only a run with --exif-transpose takes heed of. Tars in the tree are read too; hidden folders, and files whose
 names are no image's, are passed over, as the loaders do. Ends with code 0 where all images can be read, 1 where not, 130 if interrupted."""
 
 import argparse
@@ -19,7 +20,7 @@ from loading import pixels
 from loading.loaders import count_cores
 from run.command import positive_int, run_process, spellings
 from run.disk import writing_csv
-from sources.checking import DAMAGED, FALLBACK, NOT_AN_IMAGE, Problem, check, find_images
+from sources.checking import DAMAGED, FALLBACK, NOT_AN_IMAGE, SOUND, TURNED, Problem, check, find_images
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,9 +52,9 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         say(f"interrupted: {args.out} is not written")
         return 130
-    found = ", ".join(f"{counts[kind]:,} {kind}" for kind in (DAMAGED, NOT_AN_IMAGE, FALLBACK) if counts[kind]) or "no problem"
+    found = ", ".join(f"{counts[kind]:,} {kind}" for kind in (DAMAGED, NOT_AN_IMAGE, FALLBACK, TURNED) if counts[kind]) or "no problem"
     print(f"{tree.num_images:,} images: {found}; {tree.num_others:,} other files passed over. The list: {args.out}")
-    return 1 if set(counts) - {FALLBACK} else 0
+    return 1 if set(counts) - SOUND else 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Latency of fused networks on one image, milliseconds: ONNX Runtime and torch.
+"""Latency of fused networks on one image, milliseconds: ONNX Runtime, in float32 and int8, ExecuTorch and torch.
 
     python tools/latency.py --model recnext_m1 --threads 1
     python tools/latency.py --model recnext_m0,recnext_m1,lsnet_t --forms onnxruntime,eager,channels_last,compiled --out latency.json
+    python tools/latency.py --model recnext_m1 --forms onnxruntime,onnxruntime_int8,executorch --threads 1
     python tools/latency.py --model fpn_recnext_m3,fpn_lsnet_t --img-size 512
     python tools/latency.py --model features_recnext_m3,features_lsnet_t --img-size 800x1333
     python tools/latency.py --model recnext_m0,recnext_m1,repnext_m1 --accuracy docs/published.md "top-1 distilled" > latency.md
@@ -25,7 +26,7 @@ from measuring.forms import build_onnxruntime
 from run.command import run_command
 from segmentation.exporting import load_named
 
-FORMS = ("onnxruntime", *forms.FORMS)
+FORMS = ("onnxruntime", "onnxruntime_int8", "executorch", *forms.FORMS)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -39,7 +40,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def run(argv: list[str]) -> None:
     args = parse(argv)
     setup = timing.start(args, forms=FORMS, report=lambda text: print(text, file=sys.stderr, flush=True))
-    builders = {"onnxruntime": functools.partial(build_onnxruntime, threads=setup.machine["threads"]), **forms.torch_builders(args.amp)}
+    threads = setup.machine["threads"]
+    builders = {
+        "onnxruntime": functools.partial(build_onnxruntime, threads=threads),
+        "onnxruntime_int8": functools.partial(build_onnxruntime, threads=threads, is_int8=True),
+        "executorch": functools.partial(forms.build_executorch, threads=threads),
+        **forms.torch_builders(args.amp),
+    }
     cases = timing.build_cases(setup, timing.load(args, load_named), builders, batch_size=1)
     print(timing.finish(setup, cases, is_latency=True))
 

@@ -29,6 +29,13 @@ def test_onnx_runtime_computes_what_the_network_does(tiny):
     torch.testing.assert_close(call(), tiny.net(images.get(32)), rtol=1e-4, atol=1e-5)
 
 
+def test_int8_is_timed_as_far_from_the_network_as_int8_is(tmp_path):
+    out = tmp_path / "a.json"
+    assert latency.main(["--model=test_resnet", "--img-size=32", "--rounds=1", "--forms=onnxruntime_int8", f"--out={out}"]) == 0
+    (result,) = json.loads(out.read_text())["results"]
+    assert result["form"] == "onnxruntime_int8" and result["duration_ms"]["median"] > 0
+
+
 def test_threads_reach_torch_and_onnx_runtime(restored_threads, monkeypatch, tmp_path):
     threads, really_open = [], onnxruntime.InferenceSession
 

@@ -75,6 +75,7 @@ def test_every_setting_is_read_outside_of_config():
         ([*DIGITS, "--resume", "auto"], ["add --output_dir"]),
         ([*DIGITS, "--resume", "x", "--overwrite"], ["drop one of them"]),
         ([*DIGITS, "--use-ema"], ["--use-ema", "--eval --resume"]),
+        ([*DIGITS, "--tta", "hflip"], ["--tta hflip", "add --eval"]),
         ([*DIGITS, "--report", "x"], ["--report", "needs --eval"]),
         ([*DIGITS, "--ThreeAugment", "--aa", "rand-m1"], ["--ThreeAugment replaces --aa"]),
         ([*DIGITS, "--finetune", "x", "--pretrained"], ["--finetune and --pretrained"]),

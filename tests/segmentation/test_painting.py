@@ -8,9 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+import export_onnx
 import predict
 from deployment import formats, verify
 from features import pictures
+from run.command import run_command
 from run.errors import InputError
 from segmentation import data, exporting, names, networks, painting, saved
 from segmentation.classes import Classes, numbered
@@ -202,3 +204,9 @@ def test_segmenters_are_timed_by_name():
     trained = exporting.load_named("fpn_recnext_m0", None, use_ema=False, img_size=64)
     assert (trained.num_classes, trained.which, trained.net.head.conv_seg.out_channels) == (150, "random", 150)
     assert exporting.load_named("recnext_m0", None, use_ema=False, img_size=64).name == "recnext_m0"
+
+
+def test_a_segmenter_is_not_quantised(whole, capsys):
+    path = whole / "checkpoint_best.pth"
+    assert run_command(export_onnx.run, [f"--ckpt={path}", "--int8"]) == 1
+    assert f"--int8 is for classifiers, and {path} holds none" in capsys.readouterr().err
