@@ -81,7 +81,7 @@ def test_weights_are_the_network_s_in_steps_of_their_scale(trained, written):
 def test_accuracy_of_both_files_is_measured(trained, written, capsys):
     path, described = written
     images = load_digits()[1]
-    transform = verify._eval_transform(trained)
+    transform = verify._probe_transform(trained)
     with torch.no_grad():
         logits = trained.net(torch.stack([transform(images[i][0]) for i in range(len(images))]))
     expected = 100 * (logits.argmax(1) == torch.tensor(list(images.targets))).double().mean().item()

@@ -540,6 +540,7 @@ FLAGS_SINCE = {  # of settings that stores know of where they are not the usual 
     "size_starts": ["--image-size-schedule=24:0,32:0.5"],
     "mean": ["--mean=0.5"],
     "std": ["--std", "0.5", "0.5", "0.4"],
+    "exif_transpose": ["--exif-transpose"],
 }
 
 

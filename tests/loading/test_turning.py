@@ -125,7 +125,7 @@ def test_runs_turn_where_they_are_told_to(tree, loader):
 def test_turning_belongs_to_the_recipe_and_to_what_labels_are_made_for(tree):
     plain, turned = settings(tree), settings(tree, "--exif-transpose")
     saved = {"args": {name: value for name, value in vars(plain).items() if name != "exif_transpose"}}  # from before there was the setting
-    assert checkpoint._changes(saved, plain, {}) == [] and checkpoint._changes(saved, turned, {}) == ["exif_transpose was False, is True"]
+    assert checkpoint.recipe_changes(saved, plain, {}) == [] and checkpoint.recipe_changes(saved, turned, {}) == ["exif_transpose was False, is True"]
     made = []
     for cfg in (plain, turned):
         loader = datasets.build_train_loader(cfg, datasets.open_images(cfg)[0], CPU_RANK)

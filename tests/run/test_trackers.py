@@ -113,7 +113,7 @@ def test_nothing_is_imported_unless_it_is_asked_for(tmp_path, monkeypatch):
 
 def test_a_run_may_go_on_with_another_tracker():
     saved = {"args": vars(settings("--tracker=wandb", "--project=a"))}
-    assert checkpoint._changes(saved, settings("--tracker=trackio"), {}) == []
+    assert checkpoint.recipe_changes(saved, settings("--tracker=trackio"), {}) == []
 
 
 def test_half_a_file_of_ids_is_a_new_run(stand_in, tmp_path):
