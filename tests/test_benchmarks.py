@@ -42,7 +42,7 @@ def test_loader_benchmark_compares_every_side_both_ways(digits_folder):
     assert all(ratio == "1.00" for name, ratio in rows if name == "fast")
 
 
-def test_loader_benchmark_refuses_what_it_cannot_measure_in_one_line(digits_folder, tmp_path):
+def test_loader_benchmark_refuses_what_it_cannot_measure_in_one_line(digits_folder, tmp_path, monkeypatch):
     for name in ("empty", "damaged"):
         (tmp_path / name / "class").mkdir(parents=True)
     shutil.copytree(digits_folder / "val", tmp_path / "damaged", dirs_exist_ok=True)
@@ -50,12 +50,14 @@ def test_loader_benchmark_refuses_what_it_cannot_measure_in_one_line(digits_fold
     for flags, message in (
         ([tmp_path / "none"], "is no folder"),
         ([tmp_path / "empty"], "no image in the class folders"),
-        ([tmp_path / "damaged", "--parts", "workers"], "a.jpg cannot be read as an image"),
         ([digits_folder / "val", "--num-images", "1"], "one image is too few"),
         ([digits_folder / "val", "--parts", "plan"], "--parts plan names a part that there is not"),
     ):
-        done = run_command("benchmarks/loader.py", "--data-path", *map(str, flags))
-        assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
+        monkeypatch.setattr(sys, "argv", ["loader.py", "--data-path", *map(str, flags)])
+        with pytest.raises(InputError, match=message):
+            loader.main()
+    done = run_command("benchmarks/loader.py", "--data-path", str(tmp_path / "damaged"), "--parts", "workers")
+    assert done.returncode == 1 and "a.jpg cannot be read as an image" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("failing", loader.SIDES)
