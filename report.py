@@ -7,8 +7,8 @@ A run is its folder, its log.txt or another log that compare_logs.py reads. The 
 
 import argparse
 import sys
-from pathlib import Path
 
+from reporting.plots import PAGE_SUFFIX, checked_path
 from reporting.run_page import run_page
 from run.errors import InputError
 
@@ -20,21 +20,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def checked_out(name: str) -> Path:
-    """Where the page goes. InputError for another ending and for a folder that is not there."""
-    out = Path(name).expanduser()
-    if out.suffix.lower() != ".html":
-        raise InputError(f"--out {name}: the page is HTML; end the name in .html")
-    if not out.parent.is_dir():
-        raise InputError(f"--out {name}: there is no folder {out.parent}; create it first")
-    return out
-
-
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0, or 1 with one message where the input is at fault."""
     args = build_parser().parse_args(argv)
     try:
-        out = checked_out(args.out)
+        out = checked_path(args.out, flag="--out", endings=(PAGE_SUFFIX,))
         out.write_text(run_page(args.runs), encoding="utf-8")
     except (InputError, OSError) as error:
         sys.stderr.write(f"report.py: {error}\n")

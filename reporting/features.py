@@ -16,7 +16,6 @@ from reporting.inspection import (
     Network,
     add_caption,
     as_map,
-    check_out,
     count_of,
     find_layer,
     first_mixer,
@@ -31,6 +30,7 @@ from reporting.inspection import (
     short_name,
     to_pixels,
 )
+from reporting.plots import checked_path
 from run.errors import InputError
 
 BRANCH_NAMES = {"conv_s": "small branch", "conv_m": "medium branch", "conv_l": "large branch"}  # as the RepNeXt README calls them
@@ -181,7 +181,7 @@ def run_features(args: argparse.Namespace) -> None:
 
 def show_features(args: argparse.Namespace, network: Network, input_size: int) -> None:
     need_matplotlib()
-    out = check_out(args.out)
+    out = checked_path(args.out, flag="--out", endings=(".png",))
     layer = args.layer or first_mixer(network.net)
     images = [load_photo(path, input_size) for path in args.photos]
     photos = [PhotoMaps(path.name, image, branches(network.net, layer, image)) for path, image in zip(args.photos, images, strict=True)]

@@ -214,16 +214,6 @@ def count_of(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("s" if number > 1 else "")
 
 
-def check_out(name: str) -> Path:
-    """Where to draw. InputError for other suffixes than .png and folders that are not there."""
-    out = Path(name).expanduser()
-    if out.suffix.lower() != ".png":
-        raise InputError(f"--out {name}: pictures are written as PNG; end the name in .png")
-    if not out.parent.is_dir():
-        raise InputError(f"--out {name}: there is no folder {out.parent}; create it first")
-    return out
-
-
 def print_layers(layers: list[tuple[str, str, str]]) -> None:
     widths = [max(len(layer[column]) for layer in layers) for column in (0, 1)]
     for name, kind, shape in layers:

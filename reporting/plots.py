@@ -51,13 +51,13 @@ def plot_curves(runs: list[Run], *, out: Path, smooth_epochs: int | None = None)
     draw(runs, rows, out=out, smooth_epochs=smooth_epochs or _window(max(len(run.records) for run in runs)))
 
 
-def checked_path(name: str) -> Path:
-    """Where to draw. Raises InputError for a suffix that is no picture's and for a folder that is not there."""
+def checked_path(name: str, *, flag: str = "--plot", endings: tuple[str, ...] = (*PRINT_SUFFIXES, PAGE_SUFFIX)) -> Path:
+    """Where to draw. InputError for an ending that is none of the `endings` and for a folder that is not there."""
     out = Path(name).expanduser()
-    if out.suffix.lower() not in (*PRINT_SUFFIXES, PAGE_SUFFIX):
-        raise InputError(f"--plot {name}: no picture has the suffix '{out.suffix}'; use {', '.join(PRINT_SUFFIXES)} or {PAGE_SUFFIX}")
+    if out.suffix.lower() not in endings:
+        raise InputError(f"{flag} {name}: end the name in {', '.join(endings[:-1])}{' or ' if len(endings) > 1 else ''}{endings[-1]}")
     if not out.parent.is_dir():
-        raise InputError(f"--plot {name}: there is no folder {out.parent}; create it first")
+        raise InputError(f"{flag} {name}: there is no folder {out.parent}; create it first")
     return out
 
 

@@ -18,7 +18,6 @@ from reporting.inspection import (
     Network,
     add_caption,
     as_map,
-    check_out,
     find_layer,
     hide_frame,
     hooks,
@@ -28,6 +27,7 @@ from reporting.inspection import (
     run,
     stage_layers,
 )
+from reporting.plots import checked_path
 from run.errors import InputError
 
 PLAIN = "plain7x7"
@@ -158,7 +158,7 @@ def training_note(networks: list[Network]) -> str:
 
 def run_erf(args: argparse.Namespace) -> None:
     need_matplotlib()
-    out = check_out(args.out)
+    out = checked_path(args.out, flag="--out", endings=(".png",))
     networks = open_networks(args)
     input_size = args.input_size or networks[0].input_size or 224
     images, files, source = load_inputs(args, input_size)

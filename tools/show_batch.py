@@ -13,6 +13,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from reporting.plots import checked_path
 from run import config
 from run.command import positive_int, run_command, spellings
 from run.errors import InputError
@@ -34,12 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
 def parse(argv: list[str]) -> tuple[argparse.Namespace, config.Config, list[str]]:
     """This command's flags, the run's settings, and notes for the user."""
     args, rest = build_parser().parse_known_args(argv)
-    out = Path(args.out).expanduser()
-    if out.suffix.lower() not in (".html", ".png"):
-        raise InputError(f"--out {args.out}: end the name in .html or .png")
-    if not out.parent.is_dir():
-        raise InputError(f"--out {args.out}: there is no folder {out.parent}; create it first")
-    args.out = out
+    args.out = checked_path(args.out, flag="--out", endings=(".html", ".png"))
     cfg, notes = config.parse(rest)
     if cfg.eval:
         raise InputError("--eval: this shows what training sees: drop it")

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 import model
-from reporting import features, inspection, receptive_field
+from reporting import features, inspection, plots, receptive_field
 from run.errors import InputError
 from tests.conftest import run_command
 from tools import visualize
@@ -262,7 +262,7 @@ def test_errors_say_what_to_do(args, message, photo, tmp_path, capsys):
 @pytest.mark.parametrize(("name", "message"), [("grid.jpg", "end the name in .png"), ("nowhere/grid.png", "create it first")])
 def test_out_is_checked_first(name, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        inspection.check_out(str(tmp_path / name))
+        plots.checked_path(str(tmp_path / name), flag="--out", endings=(".png",))
 
 
 def test_a_centre_that_depends_on_nothing_is_refused():

@@ -93,6 +93,7 @@ def test_every_setting_is_read_outside_of_config():
         ([*DIGITS, "--sched-on-updates", "--sched", "plateau"], ["drop --sched-on-updates"]),
         ([*DIGITS, "--warmup-steps", "5"], ["add --sched-on-updates"]),
         ([*DIGITS, "--bce-target-thresh", "0.2"], ["add --bce-loss"]),
+        ([*DIGITS, "--distillation-type=none", "--mixup=0", "--cutmix=0", "--aug-splits=2", "--jsd-loss", "--bce-loss"], ["two losses for one run"]),
         ([*DIGITS, "--model-ema-warmup", "--no-model-ema"], ["--model-ema-warmup", "drop one of them"]),
         ([*DIGITS, "--layer-decay", "0"], ["--layer-decay", "not above 0"]),
         ([*DIGITS, "--output-dir="], ["--output-dir is empty"]),
