@@ -71,6 +71,7 @@ def test_calibration_is_that_worked_out_by_hand():
     assert [one.num_images for one in found.bins] == [1, 1, 1, 3]
     assert found.ece == pytest.approx((0.3 + 0.6 + 0.65 + 3 * (1 - 2.85 / 3)) / 6)
     assert (found.confidence, found.accuracy) == pytest.approx((4.4 / 6, 0.5))
+    assert [one.num_images for one in outcomes.calibrate(HAND).bins] == [1, 1, 1, 1, 2]  # fifteen: 0.9 is not in the last one, from 0.933 on
     exact = Outcomes(np.arange(4), np.zeros(4, int), np.array([0, 1, 0, 1]), np.full(4, 0.5), np.full(4, 0.5))
     assert outcomes.calibrate(exact).ece == 0
 
