@@ -69,6 +69,7 @@ def test_weights_are_the_network_s_in_steps_of_their_scale(trained, written):
     steps = []
     for name, tensor in stored.items():
         scale = torch.from_numpy(np.atleast_1d(known[f"{name.removesuffix('_quantized')}_scale"]))
+        assert 1 < len(scale) <= max(tensor.shape)  # a scale per output channel
         for axis in {i for i, side in enumerate(tensor.shape) if side == len(scale)}:
             values = tensor.float() * scale.view([-1 if i == axis else 1 for i in range(tensor.ndim)])
             same = [kernel for kernel in kernels if sorted(kernel.shape) == sorted(values.shape)]
