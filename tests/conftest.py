@@ -1,10 +1,12 @@
 """Small real data and a short run, shared by the tests: scikit-learn's digits as JPEG folders."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 
 import main
 from sources.sets import load_digits
+from tests.programs.forked import Forked
 from tools.export_digits import export
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,13 +89,64 @@ def read_log(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
 
 
+STARTED: list[subprocess.Popen | Forked] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_running():
+    """What is left of a test's commands ends with it."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        with contextlib.suppress(ProcessLookupError):  # all are gone
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for stream in filter(None, (process.stdout, process.stderr)):
+            stream.close()
+
+
+def environment(**env: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", **env}
+
+
+def start(*args: str, has_own_stderr: bool = False, **env: str) -> Forked:
+    """A command of the project, from the root, in a process of its own that has imported it already."""
+    STARTED.append(Forked(args, environment(**env), has_own_stderr=has_own_stderr))
+    return STARTED[-1]
+
+
+def finish(process: Forked, expected_code: int) -> str:
+    """What it said until it ended."""
+    out, _ = process.communicate()
+    assert process.returncode == expected_code, out
+    return out
+
+
+def wait_for(path: Path, process: Forked) -> None:
+    """Until `path` exists; a run that ends before has failed."""
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
 def run_command(*args: str, **env: str) -> subprocess.CompletedProcess:
-    """A command of the project as a user runs it, from the root, in a process of its own."""
-    return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **env}, timeout=300)
+    """A command of the project as a user runs it, to its end."""
+    settings = {"cwd": ROOT, "env": environment(**env), "start_new_session": True}
+    process = subprocess.Popen([sys.executable, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings)
+    STARTED.append(process)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def run_forked(*args: str, **env: str) -> subprocess.CompletedProcess:
+    """The same in a process that has imported the project already."""
+    process = start(*args, has_own_stderr=True, **env)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(args, process.returncode, out, err)
 
 
 def run_processes(*runs: tuple[int, str, list[str]]) -> list[tuple[list[int], str, str]]:
     """Exit codes, standard error and standard output of each run: a number of processes, a module, arguments for its `main`."""
-    done = run_command("tests/programs/processes.py", json.dumps(runs))
+    done = run_forked("tests/programs/processes.py", json.dumps(runs))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

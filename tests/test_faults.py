@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -13,12 +12,11 @@ import torch
 import engine
 import main
 from run import checkpoint, command, signals
-from tests.conftest import ROOT, TINY_RUN, read_log
+from tests.conftest import ROOT, TINY_RUN, finish, read_log, start, wait_for
 from tests.programs.processes import free_port
 from tests.run.test_watch import assert_same_run
 from tests.test_main import states_equal
 from tests.test_processes import TORCHRUN
-from tests.test_resume import finish, start, wait_for
 
 
 def flags_of(digits_folder, folder, *more: str) -> list[str]:
@@ -34,10 +32,8 @@ def write_program(path, body: str) -> str:
 
 def start_two(*args: str) -> list[subprocess.Popen]:
     """Two processes of one run without a launcher, which would end one after the other."""
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    own = [{"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(2)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return [subprocess.Popen([sys.executable, *args], cwd=ROOT, env=shared | env, **pipes) for env in own]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [start(*args, **shared, RANK=str(i), LOCAL_RANK=str(i)) for i in range(2)]
 
 
 @pytest.fixture
@@ -107,7 +103,7 @@ def test_ctrl_c_twice_stops_at_once(digits_folder, tmp_path):
             break
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate()
     assert process.returncode == -signal.SIGINT
 
 

@@ -1,11 +1,8 @@
 """Stopping anywhere and going on: the resumed run is, to the last bit, the run that never stopped."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -16,7 +13,7 @@ import engine
 import main
 from run import checkpoint, config, optim, signals
 from run.errors import InputError
-from tests.conftest import ROOT, SHORT_RUN, TINY_RUN, read_log, run_command
+from tests.conftest import ROOT, SHORT_RUN, TINY_RUN, finish, read_log, start, wait_for
 from tests.test_main import states_equal, steady
 
 DROPS = ["--drop=0.1", "--drop-path=0.1"]  # random state inside the model
@@ -31,24 +28,6 @@ def assert_same_run(folder, expected) -> None:
     ours, theirs = (torch.load(path / "checkpoint_last.pth", weights_only=True) for path in (folder, expected))
     for key in ("model", "model_ema", "optimizer", "lr_scheduler", "scaler", "best_acc1", "best_ema_acc1", "epoch", "step"):
         assert states_equal(ours[key], theirs[key]), key
-
-
-def start(*args: str) -> subprocess.Popen:
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, *args], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
-
-
-def finish(process: subprocess.Popen, expected_code: int) -> str:
-    out, _ = process.communicate(timeout=240)
-    assert process.returncode == expected_code, out
-    return out
-
-
-def wait_for(path, process) -> None:
-    """Until `path` exists; a run that ends before has failed."""
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +146,7 @@ def test_two_processes_stopped_inside_an_epoch_and_resumed(digits_folder, tmp_pa
         f"open({str(cut / 'checkpoint_7.pth')!r}, 'w').close()\nprint(json.dumps([*found, launch(2, 'main', resumed)]))\n"
     )
     argvs = [flags_of(digits_folder, folder, "--batch-size=8", "--epochs=2") for folder in (whole, cut)]
-    done = run_command(str(script), json.dumps([*argvs, [*argvs[1], "--resume=auto"]]))
+    done = run_forked(str(script), json.dumps([*argvs, [*argvs[1], "--resume=auto"]]))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert [codes for codes, *_ in found] == [[0, 0], [85, 85], [0, 0]], found

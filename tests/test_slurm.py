@@ -9,8 +9,7 @@ import subprocess
 import pytest
 import torch
 
-from tests.conftest import FEW_STEPS, ROOT, read_log
-from tests.test_resume import finish, start, wait_for
+from tests.conftest import FEW_STEPS, ROOT, finish, read_log, start, wait_for
 
 pytestmark = pytest.mark.slow
 

@@ -21,10 +21,10 @@ from features import running, weights
 from run import checkpoint, optim, signals
 from run.config import RunConfig
 from run.errors import InputError
-from tests.conftest import ROOT, read_log, run_processes
+from tests.conftest import ROOT, finish, read_log, run_processes, start, wait_for
 from tests.detection.conftest import SHORT_RUN
 from tests.test_main import states_equal, steady
-from tests.test_resume import StopAt, finish, start, wait_for
+from tests.test_resume import StopAt
 from tools import make_shapes
 
 RECIPES = sorted((ROOT / "recipes" / "detection").glob("*.yaml"))

@@ -28,10 +28,10 @@ from run import command, config, signals
 from run.errors import InputError
 from run.manifest import read_manifest
 from sources.sets import load_digits, open_folder
-from tests.conftest import ROOT, read_log, run_command, run_processes, short_run_with
+from tests.conftest import ROOT, read_log, run_command, run_processes, short_run_with, start, wait_for
 from tests.nets import randomise
 from tests.test_main import steady
-from tests.test_resume import assert_same_run, start, wait_for
+from tests.test_resume import assert_same_run
 from tools import inspect_teacher_labels, make_teacher_labels, pack_dataset
 
 CPU = utils.Rank(0, 1, 0, 1, torch.device("cpu"))

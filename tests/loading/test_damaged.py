@@ -20,9 +20,9 @@ from loading import batches, damage, keys
 from run import checkpoint, config
 from run.errors import DamagedImage, DamagedImages, InputError
 from sources.sets import open_folder
-from tests.conftest import TINY_RUN, read_log, run_processes
+from tests.conftest import TINY_RUN, read_log, run_processes, start, wait_for
 from tests.test_main import steady
-from tests.test_resume import assert_same_run, start, wait_for
+from tests.test_resume import assert_same_run
 
 CPU = utils.Rank(0, 1, 0, 1, torch.device("cpu"))
 

@@ -146,7 +146,7 @@ def test_vertical_bars_do_not_break_markdown(command, tmp_path):
         (["a.txt", "--against", "nowhere.txt"], "no such file or folder"),
         (["a.txt", "--against", "."], "holds 2 runs"),
         (["a.txt", "--smooth", "0"], "--smooth 0"),
-        (["a.txt", "--plot", "a.gif"], "no picture has the suffix '.gif'"),
+        (["a.txt", "--plot", "a.gif"], "--plot a.gif: end the name in .png"),
         (["a.txt", "--plot", "nowhere/a.png"], "there is no folder nowhere"),
         (["a.txt", "--follow", "--plot", "a.png"], "exclude each other"),
         (["--scatter", "t.csv", "x", "y"], "--scatter needs --plot"),

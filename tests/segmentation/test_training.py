@@ -20,12 +20,12 @@ from run.errors import InputError
 from segmentation import __main__ as command
 from segmentation import config, names, networks, training
 from segmentation.config import Config
-from tests.conftest import ROOT, read_log, run_processes
+from tests.conftest import ROOT, finish, read_log, run_processes, start, wait_for
 from tests.detection.test_training import step_lines
 from tests.segmentation import made
 from tests.segmentation.conftest import NAMES, SHORT_RUN
 from tests.test_main import states_equal, steady
-from tests.test_resume import StopAt, finish, start, wait_for
+from tests.test_resume import StopAt
 from tools import make_shapes
 
 RECIPES = sorted((ROOT / "recipes" / "segmentation").glob("*.yaml"))

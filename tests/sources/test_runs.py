@@ -11,8 +11,8 @@ from benchmarks import layouts
 from loading.images import read_sample
 from run import config
 from run.errors import InputError
-from tests.conftest import FEW_STEPS, read_log, run_processes
-from tests.test_resume import assert_same_run, start, wait_for
+from tests.conftest import FEW_STEPS, read_log, run_processes, start, wait_for
+from tests.test_resume import assert_same_run
 
 RUN = [*FEW_STEPS, "--model=test_resnet", "--distillation-type=none"]  # twelve steps
 
