@@ -16,12 +16,12 @@ import torch
 from benchmarks import gpu, gpu_report, inference, layouts, loader, mixers, models, soak, sources
 from model.layers import ConvNorm
 from run.errors import InputError
-from tests.conftest import ROOT, TINY, run_command
+from tests.conftest import ROOT, TINY, run_forked
 from tools import bench_data
 
 
 def test_models_benchmark_prints_a_ratio_and_its_spread():
-    result = run_command("benchmarks/models.py", "-m", "repnext_m0", "--batch-size", "2", "--input-size", "64", "--rounds", "2")
+    result = run_forked("benchmarks/models.py", "-m", "repnext_m0", "--batch-size", "2", "--input-size", "64", "--rounds", "2")
     assert result.returncode == 0, result.stderr
     assert re.fullmatch(r"repnext_m0 +\d+ ms +\d+ ms +\d\.\d\d  \(\d\.\d\d to \d\.\d\d\)", result.stdout.splitlines()[-1])
 
@@ -33,7 +33,7 @@ def test_models_benchmark_refuses_to_compare_different_results(monkeypatch):
 
 
 def test_loader_benchmark_compares_every_side_both_ways(digits_folder):
-    done = run_command("benchmarks/loader.py", "--data-path", str(digits_folder / "val"), "--rounds", "1", "--passes", "1")
+    done = run_forked("benchmarks/loader.py", "--data-path", str(digits_folder / "val"), "--rounds", "1", "--passes", "1")
     assert done.returncode == 0, done.stderr
     titles = [f"{mode}, {how}" for mode in ("training", "evaluation") for how in ("one process", "DataLoader with two workers")]
     assert [line for line in done.stdout.splitlines() if line in titles] == titles
@@ -56,7 +56,7 @@ def test_loader_benchmark_refuses_what_it_cannot_measure_in_one_line(digits_fold
         monkeypatch.setattr(sys, "argv", ["loader.py", "--data-path", *map(str, flags)])
         with pytest.raises(InputError, match=message):
             loader.main()
-    done = run_command("benchmarks/loader.py", "--data-path", str(tmp_path / "damaged"), "--parts", "workers")
+    done = run_forked("benchmarks/loader.py", "--data-path", str(tmp_path / "damaged"), "--parts", "workers")
     assert done.returncode == 1 and "a.jpg cannot be read as an image" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
@@ -108,7 +108,7 @@ def test_loader_benchmark_counts_the_images_that_each_side_delivers(digits_folde
 
 
 def test_loader_processes_keep_a_large_listing_shared():
-    done = run_command("benchmarks/loader_memory.py", "--num-images", "200000", "--reads", "100000")
+    done = run_forked("benchmarks/loader_memory.py", "--num-images", "200000", "--reads", "100000")
     assert done.returncode == 0, done.stderr
     growth = {
         name: float(sizes.split()[-1]) - float(start)
@@ -129,7 +129,7 @@ def test_sources_are_compared_image_for_image_and_their_index_stays_shared(digit
 
 def test_bench_data_says_what_limits_a_run(digits_folder):
     flags = "--model recnext_m0 --input-size 32 --batch-size 8 --mix-group-size 8 --num_workers 1 --device cpu --distillation-type none --seconds 0.2"
-    done = run_command("tools/bench_data.py", "--data-path", str(digits_folder), *flags.split())
+    done = run_forked("tools/bench_data.py", "--data-path", str(digits_folder), *flags.split())
     assert done.returncode == 0, done.stderr
     rates = dict(re.findall(r"^(storage|one loader process|all loader processes|model) +(\d+) images/s", done.stdout, re.M))
     assert len(rates) == 4 and min(map(int, rates.values())) > 0
@@ -140,7 +140,7 @@ def test_bench_data_says_what_limits_a_run(digits_folder):
 @pytest.mark.parametrize(("flags", "message"), [(["--seconds", "0"], "--seconds 0 is no time to measure anything"), (["--model", "recnext_m9"], "recnext_m9")])
 def test_bench_data_refuses_what_it_cannot_measure_before_it_measures(digits_folder, flags, message):
     settings = ["--model", "recnext_m0", "--input-size", "32", "--batch-size", "8", "--mix-group-size", "8", "--device", "cpu", "--distillation-type", "none"]
-    done = run_command("tools/bench_data.py", "--data-path", str(digits_folder), *settings, *flags)
+    done = run_forked("tools/bench_data.py", "--data-path", str(digits_folder), *settings, *flags)
     assert done.returncode == 1 and message in done.stderr and "images/s" not in done.stdout and len(done.stderr.splitlines()) == 1
 
 

@@ -15,7 +15,7 @@ from scipy.io import savemat
 
 import datasets
 from run import config
-from tests.conftest import run_command
+from tests.conftest import run_forked
 from tools import extract_imagenet
 from tools.extract_imagenet import DEVKIT, TRAIN, VAL
 
@@ -108,7 +108,7 @@ def test_images_come_out_byte_for_byte_in_their_classes(archives, tmp_path, caps
 
 
 def test_runs_as_written_from_the_root(archives, tmp_path):
-    done = run_command("tools/extract_imagenet.py", "--archives", str(archives), "--out", str(tmp_path / "a b"), "--val_only")
+    done = run_forked("tools/extract_imagenet.py", "--archives", str(archives), "--out", str(tmp_path / "a b"), "--val_only")
     assert (done.returncode, done.stderr) == (0, "")
     assert (
         done.stdout.splitlines()[-1]

@@ -78,6 +78,14 @@ def test_nothing_is_imported_from_commands():
     assert users == {("moganet_valid", "main")}
 
 
+def test_commands_in_folders_find_the_project():
+    """Python puts the folder of a file that is run by its path on sys.path, not the root."""
+    for path in (*ROOT.glob("tools/*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("model/*.py")):
+        text = path.read_text()
+        if 'if __name__ == "__main__":' in text and imported_modules(path):
+            assert "sys.path[0] = str(" in text, path
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_packages_say_what_their_files_hold(package):
     tree = ast.parse((ROOT / package / "__init__.py").read_text())

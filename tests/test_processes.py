@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-from tests.conftest import ROOT, SHORT_RUN, TINY_RUN, read_log, run_command, run_processes
+from tests.conftest import ROOT, SHORT_RUN, TINY_RUN, read_log, run_command, run_forked, run_processes
 
 pytestmark = pytest.mark.slow
 TORCHRUN = ["-m", "torch.distributed.run", "--master_port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
@@ -17,7 +17,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--master_port=0", "--rdzv-backend=c1
 
 def launch(num_processes: int, *args: str) -> subprocess.CompletedProcess:
     """A command under torchrun."""
-    return run_command(*TORCHRUN, f"--nproc_per_node={num_processes}", *args)
+    return run_forked(*TORCHRUN, f"--nproc_per_node={num_processes}", *args)
 
 
 def test_split_over_processes_or_accumulated_a_step_is_the_same(digits_folder, tmp_path):

@@ -13,7 +13,7 @@ import engine
 import main
 from run import checkpoint, config, optim, signals
 from run.errors import InputError
-from tests.conftest import ROOT, SHORT_RUN, TINY_RUN, finish, read_log, start, wait_for
+from tests.conftest import ROOT, SHORT_RUN, TINY_RUN, finish, read_log, run_forked, start, wait_for
 from tests.test_main import states_equal, steady
 
 DROPS = ["--drop=0.1", "--drop-path=0.1"]  # random state inside the model

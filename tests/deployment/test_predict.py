@@ -17,7 +17,7 @@ from deployment.weights import load_trained
 from loading import augment
 from loading.images import open_file
 from sources.sets import load_digits
-from tests.conftest import run_command
+from tests.conftest import run_forked
 from tools.export_digits import export
 
 NUM_TRAIN = 400
@@ -96,7 +96,7 @@ def test_five_classes_by_falling_probability_as_the_network_gives_them(trained_f
 
 def test_predictions_are_printed_without_a_csv_file(trained_file, digits):
     image = str(sorted(digits.rglob("*.jpg"))[0])
-    result = run_command("predict.py", image, "--model", "test_resnet", "--resume", str(trained_file), "--batch_size", "4")
+    result = run_forked("predict.py", image, "--model", "test_resnet", "--resume", str(trained_file), "--batch_size", "4")
     assert result.returncode == 0, result.stderr
     name, *lines = result.stdout.splitlines()
     assert name == image

@@ -1,15 +1,13 @@
 """Detectors by name: parameters by hand, names that do not fit, precision, the way back to the image, several processes."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from detection import networks
 from run.errors import InputError
-from tests.conftest import ROOT
+from tests.conftest import run_forked
 from tests.features.counts import LARGE, LSNET, SMALL, conv, lsnet_t, pyramid, recnext, recnext_a_block, recnext_m_block
 
 PROPOSALS = conv(256, 256, 3) + conv(256, 3, 1) + conv(256, 12, 1)
@@ -74,7 +72,7 @@ def test_detections_are_taken_back_to_the_image_as_it_was():
 
 
 def test_two_processes_compute_one_steps_losses_gradients_and_statistics():
-    done = subprocess.run([sys.executable, "tests/programs/detectors.py"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = run_forked("tests/programs/detectors.py")
     assert done.returncode == 0, done.stderr
     for one in json.loads(done.stdout):
         assert one["loss"] < 1e-5, one

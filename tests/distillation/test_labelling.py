@@ -28,7 +28,7 @@ from run import command, config, signals
 from run.errors import InputError
 from run.manifest import read_manifest
 from sources.sets import load_digits, open_folder
-from tests.conftest import ROOT, read_log, run_command, run_processes, short_run_with, start, wait_for
+from tests.conftest import ROOT, read_log, run_command, run_forked, run_processes, short_run_with, start, wait_for
 from tests.nets import randomise
 from tests.test_main import steady
 from tests.test_resume import assert_same_run
@@ -351,7 +351,7 @@ def test_a_damaged_canary_or_plan_is_named(labels, train):
         manifest = json.loads(whole)
         manifest["fingerprint"]["plan.group_size"] = group_size
         path.write_text(json.dumps(manifest))
-        done = run_command("tools/inspect_teacher_labels.py", str(labels))
+        done = run_forked("tools/inspect_teacher_labels.py", str(labels))
         assert done.returncode == 1 and "manifest.json is damaged (plan." in done.stderr and len(done.stderr.splitlines()) == 1
 
 

@@ -11,7 +11,7 @@ import pytest
 from loading import loaders
 from run import command
 from run.errors import InputError
-from tests.conftest import ROOT, TINY_RUN, run_command, start, wait_for
+from tests.conftest import ROOT, TINY_RUN, run_forked, start, wait_for
 
 TOLD = r"a loader process was killed from outside \((Killed|it is gone)\); .*give the job more, or lower --num-workers or --batch-size\. Then start again"
 
@@ -85,7 +85,7 @@ def test_one_of_two_processes_that_loses_a_loader_process_while_evaluating_says_
         "engine.evaluate = evaluate_then_kill\nprint(json.dumps(processes.launch(2, 'main', sys.argv[1:])))\n"
     )
     flags = [*TINY_RUN, "--batch-size=8", "--num_workers=1", f"--data-path={digits_folder}", f"--output_dir={tmp_path / 'run'}"]
-    done = run_command(str(script), *flags)
+    done = run_forked(str(script), *flags)
     assert done.returncode == 0, done.stderr
     codes, errors, _ = json.loads(done.stdout)
     assert 0 not in codes and len(re.findall(rf"^\[rank 1\] error: {TOLD}", errors, re.M)) == errors.count("a loader process was killed") == 1, errors

@@ -6,7 +6,7 @@ from torch import nn
 
 import flops
 from measuring import operations
-from tests.conftest import run_command
+from tests.conftest import run_forked
 
 
 @pytest.mark.parametrize("name", operations.PUBLISHED)
@@ -49,7 +49,7 @@ def test_a_disagreement_is_marked(monkeypatch):
 
 
 def test_command_runs_from_the_root():
-    result = run_command("flops.py", "-m", "recnext_m0")
+    result = run_forked("flops.py", "-m", "recnext_m0")
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1].split() == ["recnext_m0", "2,832,420", "2,497,280", "0.404", "2.5M", "0.4G"]
 

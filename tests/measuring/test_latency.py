@@ -10,7 +10,7 @@ import torch
 from measuring import forms, timing
 from reporting import scatter
 from run.errors import InputError
-from tests.conftest import run_command
+from tests.conftest import run_forked
 from tools import latency
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def test_threads_reach_torch_and_onnx_runtime(restored_threads, monkeypatch, tmp
 
 
 def test_command_runs_from_the_root():
-    result = run_command("tools/latency.py", "--model", "test_resnet", "--img_size", "32", "--rounds", "2", "--forms", "eager")
+    result = run_forked("tools/latency.py", "--model", "test_resnet", "--img_size", "32", "--rounds", "2", "--forms", "eager")
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[0].split("|")[1:3] == [" model       ", " input "]
 

@@ -9,7 +9,7 @@ import torch
 import speed_gpu
 from deployment.weights import load_trained
 from measuring import forms, throughput, timing
-from tests.conftest import run_command
+from tests.conftest import run_forked
 
 FLAGS = ["--img-size=32", "--rounds=2", "--device=cpu"]
 
@@ -19,7 +19,7 @@ def cells(line: str) -> list[str]:
 
 
 def test_published_command_runs_from_the_root():
-    result = run_command("speed_gpu.py", "--model", "recnext_m0", "--forms", "eager", "--batch_size", "2", "--img_size", "32", "--rounds", "2")
+    result = run_forked("speed_gpu.py", "--model", "recnext_m0", "--forms", "eager", "--batch_size", "2", "--img_size", "32", "--rounds", "2")
     assert result.returncode == 0, result.stderr
     header, _, row = map(cells, result.stdout.splitlines())
     assert header == ["model", "input", "batch", "eager_images_per_s"]

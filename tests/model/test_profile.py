@@ -5,7 +5,7 @@ import re
 import pytest
 
 from model import profile
-from tests.conftest import run_command
+from tests.conftest import run_forked
 
 FLAGS = ["--seed", "42", "--resolution", "8,8", "--batch-size", "16", "--runs", "1"]
 
@@ -24,7 +24,7 @@ def test_similarities_are_the_published_ones(kernel, published, capsys):
 
 
 def test_script_runs_from_the_root_although_its_name_hides_a_standard_module():
-    result = run_command("model/profile.py", *FLAGS)
+    result = run_forked("model/profile.py", *FLAGS)
     assert result.returncode == 0, result.stderr
     assert abs(similarity(result.stdout) - 0.996633) < 5e-6
 

@@ -1,7 +1,7 @@
 """Logs that programs print: lines as Swin's logger (MLLA) and DeiT's console (LSNet) write them, whole, resumed and cut."""
 
 from reporting import logs
-from tests.conftest import run_command
+from tests.conftest import run_forked
 
 
 def swin(message: str) -> str:
@@ -73,7 +73,7 @@ def test_folders_of_published_logs_are_compared_by_their_names(tmp_path):
         (tmp_path / size / "03_recconv_5x5_nearest_interp.txt").write_text(SWIN_START + swin_epoch(0, 1.0) + swin_epoch(1, acc1))
     (tmp_path / "lsnet_t.log").write_text('{"test_acc1": 74.9, "epoch": 299, "n_parameters": 11397320}\n')
     (tmp_path / "notes.txt").write_text("nothing of this is a log")
-    result = run_command("compare_logs.py", str(tmp_path), "--format", "csv")
+    result = run_forked("compare_logs.py", str(tmp_path), "--format", "csv")
     assert (result.returncode, result.stderr) == (0, "")
     rows = [row.split(",") for row in result.stdout.splitlines()[1:]]
     name = "03_recconv_5x5_nearest_interp"

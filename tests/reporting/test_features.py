@@ -13,7 +13,7 @@ from torch import nn
 import model
 from reporting import features, inspection, plots, receptive_field
 from run.errors import InputError
-from tests.conftest import run_command
+from tests.conftest import run_forked
 from tools import visualize
 
 
@@ -173,7 +173,7 @@ def test_the_caption_says_which_weights_are_trained():
 
 def test_features_command_draws_a_grid(photo, tmp_path):
     out = tmp_path / "grid.png"
-    run = run_command("tools/visualize.py", "features", str(photo), str(photo), "--model=repnext_m0", "--input_size=64", f"--out={out}")
+    run = run_forked("tools/visualize.py", "features", str(photo), str(photo), "--model=repnext_m0", "--input_size=64", f"--out={out}")
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines()[:4] == [f"{name:<20} 10x16x16" for name in ("identity", "small branch", "medium branch", "large branch")]
     with Image.open(out) as picture:
@@ -183,7 +183,7 @@ def test_features_command_draws_a_grid(photo, tmp_path):
 def test_erf_command_draws_both_networks_and_writes_their_figures(tmp_path):
     out = tmp_path / "erf.png"
     flags = ["--model=recnext_m0", "--against=plain7x7", "--input-size=64", "--num-images=2", "--stage", "0", "1"]
-    run = run_command("tools/visualize.py", "erf", *flags, f"--out={out}")
+    run = run_forked("tools/visualize.py", "erf", *flags, f"--out={out}")
     assert run.returncode == 0, run.stderr
     assert "2 images of random noise (no --images given). Untrained weights" in run.stdout
     report = json.loads(out.with_suffix(".json").read_text())
