@@ -10,14 +10,10 @@ import timm
 import torch
 
 from tests.conftest import ROOT, SHORT_RUN, TINY_RUN, read_log, run_command, run_forked, run_processes
+from tests.programs.processes import free_port
 
 pytestmark = pytest.mark.slow
 TORCHRUN = ["-m", "torch.distributed.run", "--master_port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
-
-
-def launch(num_processes: int, *args: str) -> subprocess.CompletedProcess:
-    """A command under torchrun."""
-    return run_forked(*TORCHRUN, f"--nproc_per_node={num_processes}", *args)
 
 
 def test_split_over_processes_or_accumulated_a_step_is_the_same(digits_folder, tmp_path):
@@ -62,8 +58,11 @@ def test_with_shared_statistics_three_processes_train_as_one(digits_folder, tmp_
 
 @pytest.fixture(scope="module")
 def two_process_run(digits_folder, tmp_path_factory):
+    """By dist_train.sh, which passes its arguments on."""
     folder = tmp_path_factory.mktemp("two") / "run"
-    done = launch(2, "main.py", *SHORT_RUN, "--batch-size=8", "--distillation-type=none", f"--data-path={digits_folder}", f"--output_dir={folder}")
+    flags = [*SHORT_RUN, "--batch-size=8", "--distillation-type=none", f"--data-path={digits_folder}", f"--output_dir={folder}"]
+    env = {**os.environ, "NPROC_PER_NODE": "2", "PYTHON": sys.executable, "MASTER_PORT": str(free_port())}
+    done = subprocess.run(["sh", "dist_train.sh", *flags], cwd=ROOT, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     return folder, done
 
@@ -112,21 +111,7 @@ def test_a_failing_process_ends_the_run_with_its_cause_named_once(digits_folder,
     code += "def fail(parts, *args, **kwargs):\n    if parts.rank.index == 1: raise ZeroDivisionError('as planned')\n    return real(parts, *args, **kwargs)\n"
     code += "engine.train_step = fail\ntry:\n    sys.exit(main.main(sys.argv[1:]))\nexcept Exception as error:\n    command.leave(command.explain(error))\n"
     (tmp_path / "fail.py").write_text(code)
-    done = launch(
-        2,
-        str(tmp_path / "fail.py"),
-        *TINY_RUN,
-        "--batch-size=8",
-        f"--data-path={digits_folder}",
-        f"--output_dir={tmp_path / 'run'}",
-    )
+    flags = [*TINY_RUN, "--batch-size=8", f"--data-path={digits_folder}", f"--output_dir={tmp_path / 'run'}"]
+    done = run_forked(*TORCHRUN, "--nproc_per_node=2", str(tmp_path / "fail.py"), *flags)
     assert done.returncode != 0 and len(re.findall(r"^ZeroDivisionError: as planned", done.stderr, re.M)) == 1
     assert "Connection closed" not in done.stderr
-
-
-def test_dist_train_passes_its_arguments_on(digits_folder, tmp_path):
-    env = {**os.environ, "NPROC_PER_NODE": "2", "PYTHON": sys.executable, "MASTER_PORT": "12398"}
-    flags = [*TINY_RUN, "--batch-size=8", "--epochs=1", f"--data-path={digits_folder}", f"--output_dir={tmp_path}"]
-    done = subprocess.run(["sh", "dist_train.sh", *flags], cwd=ROOT, capture_output=True, text=True, env=env, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "x 2 processes" in done.stdout
