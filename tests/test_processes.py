@@ -18,7 +18,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--master_port=0", "--rdzv-backend=c1
 
 def test_split_over_processes_or_accumulated_a_step_is_the_same(digits_folder, tmp_path):
     """Same samples, pixels, mixes and teacher labels; loss and gradients within rounding, with batch statistics frozen."""
-    flags = ["--batch-size=8", "--mix-group-size=16", "--mix-lanes=2", "--model=recnext_m0", "--input-size=32", "--num_workers=0", "--distillation-type=hard"]
+    flags = [*SHORT_RUN, "--batch-size=8", "--hflip=0.5", "--distillation-type=hard"]
     ways = [(dtype, num_processes) for dtype in ("float64", "float32") for num_processes in (1, 2, 4)]
     argvs = [[str(tmp_path / f"{way}.pt"), way[0], *flags, f"--grad-accum-steps={4 // way[1]}", f"--data-path={digits_folder}"] for way in ways]
     done = run_processes(*((num_processes, "tests.programs.gradients", argv) for (_, num_processes), argv in zip(ways, argvs, strict=True)))
