@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -692,8 +692,18 @@ def announce(cfg: Config, state: TrainState, loader, rank: Rank) -> None:
         )
 
 
+def refuse_nonfinite(where: str) -> NoReturn:
+    """InputError for an evaluation of what is not finite."""
+    raise InputError(
+        f"what the network says of some of {where} is not finite, so that there is no accuracy",
+        "with --amp fp16 try bf16 or none; else the weights are damaged, or take another normalisation: use others",
+    )
+
+
 def report(net: nn.Module, loader: ValLoader, parts: EvalParts, note: Callable[[Tensor, Tensor], None] | None = None) -> dict:
-    """Evaluate and print the line that ends `--eval`. What `evaluate` takes and returns; `loader` has the `damage` that it met."""
+    """Evaluate and print the line that ends `--eval`. What `evaluate` takes and returns; `loader` has the `damage` that it met.
+
+    InputError where what the network says is not finite: of that there is nothing to report."""
     result = evaluate(net, loader, parts, note)
     num_skipped = loader.damage.num_skipped
     log.info(
@@ -701,4 +711,6 @@ def report(net: nn.Module, loader: ValLoader, parts: EvalParts, note: Callable[[
         *(result[key] for key in ("num_images", "acc1", "acc5", "loss")),
         f"  damaged images left out: {num_skipped}" if num_skipped else "",
     )
+    if not math.isfinite(result["loss"]):
+        refuse_nonfinite("the validation images")
     return result

@@ -10,6 +10,7 @@ from refining.recipe import settings_of
 from run import checkpoint
 from run.config import Config
 from run.errors import Faults, InputError
+from run.watch import require_finite_weights
 from utils import log
 
 
@@ -41,9 +42,11 @@ HEAVY = {"model", "model_ema", "state_dict", "state_dict_ema", "optimizer", "lr_
 
 
 def open_member(source: str, *, use_ema: bool) -> Member:
-    """InputError where the checkpoint is damaged or has no such weights."""
+    """InputError where the checkpoint is damaged or has no such weights, or they are not finite."""
     saved = checkpoint.read(source)
-    shapes = {name: tuple(value.shape) for name, value in checkpoint.weights(saved, use_ema=use_ema, where=source).items()}
+    state = checkpoint.weights(saved, use_ema=use_ema, where=source)
+    require_finite_weights(state, where=source)
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
     light = {name: value for name, value in saved.items() if name not in HEAVY and not isinstance(value, Tensor)}
     metrics = saved.get("metrics") if isinstance(saved.get("metrics"), dict) else {}
     return Member(source, use_ema, saved.get("epoch"), metrics.get("test_ema_acc1" if use_ema else "test_acc1"), light, shapes)

@@ -175,6 +175,11 @@ def weights(checkpoint: dict, *, use_ema: bool = False, where: str) -> dict[str,
     return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in state.items()}
 
 
+def model_options(args: dict) -> dict:
+    """Further arguments of the network in a checkpoint whose run had the settings `args`."""
+    return dict(args.get("model_kwargs") or {})
+
+
 def _differences(net: nn.Module, state: dict[str, Tensor]) -> list[str]:
     """What keeps `state` from fitting `net`, a line per tensor."""
     own = net.state_dict()
@@ -198,7 +203,7 @@ def load_weights(net: nn.Module, state: dict[str, Tensor], *, where: str) -> Non
             raise InputError(
                 f"{where} does not fit {type(net).__name__}: {len(differences)} tensors differ, first: "
                 + "; ".join(differences[:3])
-                + ". Check --model and the number of classes"
+                + ". Check the model's name and the number of classes"
             )
         state = converted
     net.load_state_dict(state, strict=False)  # strict but for batch counters, which old checkpoints lack

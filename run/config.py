@@ -295,9 +295,8 @@ class Config(RunConfig):
 
     @property
     def num_epochs(self) -> int:
-        """Epochs of the whole run: of all cycles of the schedule together, as timm counts them."""
-        factor, cycles = self.lr_cycle_mul, self.lr_cycle_limit
-        return self.epochs * cycles if factor == 1 else math.floor(-self.epochs * (factor**cycles - 1) / (1 - factor))
+        """Epochs of the whole run: of all cycles of the schedule together."""
+        return epochs_of_cycles(self.epochs, self.lr_cycle_limit, self.lr_cycle_mul)
 
     @property
     def keeps_statistics(self) -> tuple[str, ...]:
@@ -309,8 +308,8 @@ class Config(RunConfig):
         """Size of training images by the epoch from which on they have it; the first is 0. InputError where --image-size-schedule says none."""
         if self.image_size_schedule is None:
             return {0: self.input_size}
-        starts = {round(share * self.epochs): size for size, share in schedule_pairs(self.image_size_schedule)}
-        return {epoch: size for epoch, size in starts.items() if epoch < max(1, self.epochs)}
+        starts = {round(share * self.num_epochs): size for size, share in schedule_pairs(self.image_size_schedule)}
+        return {epoch: size for epoch, size in starts.items() if epoch < max(1, self.num_epochs)}
 
     @property
     def train_sizes(self) -> list[int]:
@@ -372,6 +371,17 @@ SETTINGS = Settings(
     groups=GROUPS,
     without_effect=WITHOUT_EFFECT,
 )
+
+
+def epochs_of_cycles(first: int, count: int, factor: float) -> int:
+    """Epochs of `count` cycles, the first of `first` epochs and each `factor` times as long as the one before, as timm counts them."""
+    return first * count if factor == 1 else math.floor(-first * (factor**count - 1) / (1 - factor))
+
+
+def epochs_of_run(settings: dict) -> int | None:
+    """Those of the whole run that had these settings, by name; None where they do not say."""
+    first = settings.get("epochs")
+    return epochs_of_cycles(first, settings.get("lr_cycle_limit", 1), settings.get("lr_cycle_mul", 1.0)) if isinstance(first, int) else None
 
 
 def schedule_pairs(text: str) -> list[tuple[int, float]]:

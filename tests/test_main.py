@@ -163,6 +163,12 @@ def test_report_holds_per_class_accuracy_and_confusions(finished, short_run, tmp
     counts = torch.tensor([[int(cell) for cell in row[4:]] for row in rows[1:]])
     assert counts.sum() == 40 and counts.sum(1).tolist() == [int(row[1]) for row in rows[1:]]
     assert 100 * counts.diag().sum() / 40 == pytest.approx(float(ACCURACY.search(out)[2]), abs=1e-3)
+    saved = torch.load(finished / "checkpoint_last.pth", weights_only=True)
+    saved["model"]["stem.stem.0.conv.weight"][0] = torch.nan
+    torch.save(saved, tmp_path / "nan.pth")
+    with pytest.raises(InputError, match="what the network says of some of the validation images is not finite, so that there is no accuracy: "):
+        short_run("--eval", f"--resume={tmp_path / 'nan.pth'}", f"--report={tmp_path / 'nan.json'}")
+    assert json.loads((tmp_path / "nan.json").read_text())["accuracies"] == {}
 
 
 class StubTeacher(torch.nn.Module):

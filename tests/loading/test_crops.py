@@ -198,6 +198,7 @@ def test_sizes_of_a_schedule_by_epoch():
     cfg = parse("--image-size-schedule=160:0,192:0.4,224:0.8", "--epochs=300")
     assert cfg.size_starts == {0: 160, 120: 192, 240: 224} and cfg.train_sizes == [160, 192, 224]
     assert parse("--image-size-schedule=160:0,192:0.4,224:0.8", "--epochs=2").size_starts == {0: 160, 1: 192}
+    assert parse("--image-size-schedule=160:0,192:0.5", "--epochs=2", "--lr-cycle-limit=3").size_starts == {0: 160, 3: 192}  # of the whole run
     assert parse().size_starts == {0: 96}
     sizes = {epoch: part.parts.transforms[0].size for epoch, part in augment.train_transforms(cfg).items()}
     assert sizes == {0: (160, 160), 120: (192, 192), 240: (224, 224)}
