@@ -681,6 +681,11 @@ def announce(cfg: Config, state: TrainState, loader, rank: Rank) -> None:
         )
     if cfg.sched_on_updates:
         log.info("the learning rate moves at each of %d steps", num_steps)
+    num_warmup = cfg.warmup_epochs * loader.num_steps if cfg.warmup_steps is None else cfg.warmup_steps
+    if num_warmup >= num_steps > 0:
+        log.warning("the warm-up of %d steps never ends: this run has %d", num_warmup, num_steps)
+    if unused := cfg.unused_sizes:
+        log.warning("--image-size-schedule %s: no epoch of this run is at %s pixels", cfg.image_size_schedule, " or ".join(map(str, unused)))
     if cfg.distillation != "none" and not hasattr(unwrap(state.net), "set_distilled_training"):
         log.info("%s has one output: it learns both terms of the %s distillation loss on it", cfg.model, cfg.distillation)
     if state.ema is not None and not state.ema.warms_up and num_steps < 3 / max(1 - cfg.model_ema_decay, 1e-12):

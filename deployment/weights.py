@@ -209,6 +209,7 @@ def fused(trained: Trained) -> nn.Module:
 
 KEPT_ARGS = ("model", "model_kwargs", "epochs", "lr_cycle_limit", "lr_cycle_mul", "distillation_type", "finetune", "data_set")
 
+
 def facts(trained: Trained) -> dict:
     """What the checkpoint says of its classes, images and training; goes into every file that can hold it."""
     args = {key: trained.args[key] for key in KEPT_ARGS if key in trained.args}

@@ -243,7 +243,9 @@ def test_untrained_teacher_is_refused(short_run, tmp_path):
 
 
 def test_banner_states_batch_rate_and_departures_from_the_recipe(short_run, tmp_path):
-    out = short_run("--epochs=1", "--grad-accum-steps=2", f"--output_dir={tmp_path}", "--model-ema-decay=0.999")
+    out = short_run("--epochs=1", "--grad-accum-steps=2", f"--output_dir={tmp_path}", "--model-ema-decay=0.999", "--image-size-schedule=32:0,24:0.9")
+    assert "the warm-up of 3 steps never ends: this run has 3" in out
+    assert "--image-size-schedule 32:0,24:0.9: no epoch of this run is at 24 pixels" in out
     assert "batch 16 x 1 processes x 2 accumulation = global batch 32" in out and "0.03 x 32 / 512 = 0.001875" in out
     assert "the recipe was made for a global batch of 2048, this run's is 32" in out
     assert "--model-ema-decay 0.999 averages over 1000 steps, more than a third of this run's 3" in out
