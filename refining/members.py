@@ -1,5 +1,6 @@
 """The checkpoints to average: found in folders of runs or named one by one, chosen by epoch or accuracy, required to be alike."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,9 @@ def find(sources: Sequence[str], *, use_ema: bool, last: int | None = None, best
     for source in sources:
         folder = Path(source).expanduser()
         members += _open_run(folder, use_ema=use_ema) if folder.is_dir() else [open_member(source, use_ema=use_ema)]
+    twice = [source for source, count in Counter(member.source for member in members).items() if count > 1]
+    if twice:
+        raise InputError(f"--input names {twice[0]} twice, and a mean in which it counts double is rarely meant", "name it once")
     if last is not None or best is not None:
         members = _chosen(members, last=last, best=best)
     if len(members) < 2:
