@@ -266,7 +266,7 @@ def test_distillation_trains_a_pair_of_logits_and_evaluates_their_mean(name):
             module.eval()  # so that both modes see the same statistics
     pair, mean = net(images()), net.eval()(images())
     torch.testing.assert_close(sum(pair) / 2, mean)
-    alone = build(name, num_classes=7, distillation=False)
+    alone = build(name, num_classes=7, distillation=False, **FEW_BLOCKS.get(name, {}))
     assert alone(images()).shape == (2, 7)
     torch.jit.script(alone)
 

@@ -186,13 +186,15 @@ def test_what_cannot_be_averaged_is_refused(run, tmp_path, caplog):
     shutil.copy(run / "checkpoint_3.pth", tmp_path / "checkpoint_3.pth")
     (tmp_path / "checkpoint_4.pth").write_bytes(b"half")
     torch.save({"model": {"fc.bias": torch.zeros(4)}}, tmp_path / "foreign.pth")
+    shutil.copy(tmp_path / "foreign.pth", tmp_path / "like_it.pth")
     cases = [
         ([str(run), "--last=9"], "--last 9: there are . checkpoints .*--checkpoint-hist"),
         ([str(run / "checkpoint_3.pth")], "names 1 checkpoint, and an average is of two or more"),
         ([str(tmp_path)], "names 1 checkpoint"),
         ([str(tmp_path / "checkpoint_4.pth"), str(run / "checkpoint_3.pth")], "checkpoint_4.pth is no complete checkpoint"),
         ([str(tmp_path / "foreign.pth"), str(run / "checkpoint_3.pth"), "--last=2"], "--last: .*foreign.pth does not tell its epoch"),
-        ([str(tmp_path / "foreign.pth"), str(tmp_path / "foreign.pth")], "foreign.pth does not say how its network was trained.*--model"),
+        ([str(tmp_path / "foreign.pth"), str(tmp_path / "like_it.pth")], "foreign.pth does not say how its network was trained.*--model"),
+        ([str(run / "checkpoint_3.pth"), str(run)], "--input names .*checkpoint_3.pth twice"),
         ([str(tmp_path / "nothing.pth"), str(run)], "nothing.pth: there is no such file"),
         ([str(run), "--unevaluated", "--soup=greedy"], "--unevaluated looks at no images"),
         ([str(run), "--lr-basis=3"], "unknown flag --lr-basis; did you mean --lr-base"),
