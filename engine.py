@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -681,6 +681,11 @@ def announce(cfg: Config, state: TrainState, loader, rank: Rank) -> None:
         )
     if cfg.sched_on_updates:
         log.info("the learning rate moves at each of %d steps", num_steps)
+    num_warmup = cfg.warmup_epochs * loader.num_steps if cfg.warmup_steps is None else cfg.warmup_steps
+    if num_warmup >= num_steps > 0:
+        log.warning("the warm-up of %d steps never ends: this run has %d", num_warmup, num_steps)
+    if unused := cfg.unused_sizes:
+        log.warning("--image-size-schedule %s: no epoch of this run is at %s pixels", cfg.image_size_schedule, " or ".join(map(str, unused)))
     if cfg.distillation != "none" and not hasattr(unwrap(state.net), "set_distilled_training"):
         log.info("%s has one output: it learns both terms of the %s distillation loss on it", cfg.model, cfg.distillation)
     if state.ema is not None and not state.ema.warms_up and num_steps < 3 / max(1 - cfg.model_ema_decay, 1e-12):
@@ -692,8 +697,18 @@ def announce(cfg: Config, state: TrainState, loader, rank: Rank) -> None:
         )
 
 
+def refuse_nonfinite(where: str) -> NoReturn:
+    """InputError for an evaluation of what is not finite."""
+    raise InputError(
+        f"what the network says of some of {where} is not finite, so that there is no accuracy",
+        "with --amp fp16 try bf16 or none; else the weights are damaged, or take another normalisation: use others",
+    )
+
+
 def report(net: nn.Module, loader: ValLoader, parts: EvalParts, note: Callable[[Tensor, Tensor], None] | None = None) -> dict:
-    """Evaluate and print the line that ends `--eval`. What `evaluate` takes and returns; `loader` has the `damage` that it met."""
+    """Evaluate and print the line that ends `--eval`. What `evaluate` takes and returns; `loader` has the `damage` that it met.
+
+    InputError where what the network says is not finite: of that there is nothing to report."""
     result = evaluate(net, loader, parts, note)
     num_skipped = loader.damage.num_skipped
     log.info(
@@ -701,4 +716,6 @@ def report(net: nn.Module, loader: ValLoader, parts: EvalParts, note: Callable[[
         *(result[key] for key in ("num_images", "acc1", "acc5", "loss")),
         f"  damaged images left out: {num_skipped}" if num_skipped else "",
     )
+    if not math.isfinite(result["loss"]):
+        refuse_nonfinite("the validation images")
     return result

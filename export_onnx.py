@@ -64,7 +64,7 @@ def write_int8(args: argparse.Namespace, trained: weights.Trained) -> None:
     """Write, verify and measure the quantised ONNX file that the options ask for."""
     if args.format != "onnx" or args.float16:
         raise InputError(f"--int8 makes an ONNX file of a float32 one: drop {'--float16' if args.float16 else f'--format {args.format}'}")
-    images, origin = verify.calibration_images(trained, args.data_path, args.calibration_images)
+    images, origin = verify.calibration_images(trained, args.data_path, args.calibration_images or CALIBRATION_IMAGES)
     target = Path(args.out) if args.out else verify.default_target(trained, "_int8.onnx")
     has_data = options.has_data(args)
     described = verify.write_verified(
@@ -87,10 +87,12 @@ def run(argv: list[str]) -> None:
     parser.add_argument("--float16", action="store_true", help="compute in float16, between float32 images and logits")
     parser.add_argument("--int8", action="store_true", help="quantise an ONNX file to 8 bits, calibrated on images of --data-path (default: digits)")
     calibration = f"images that --int8 is calibrated on (default: {CALIBRATION_IMAGES})"
-    parser.add_argument(*spellings("calibration_images"), type=positive_int, default=CALIBRATION_IMAGES, metavar="N", help=calibration)
+    parser.add_argument(*spellings("calibration_images"), type=positive_int, metavar="N", help=calibration)
     options.add_data_flags(parser, has_device=False)
     parser.add_argument("--out", metavar="FILE", help="file to write (default: in pretrain/, named after the checkpoint or the model)")
     args = parser.parse_args(argv)
+    if args.calibration_images is not None and not args.int8:
+        raise InputError("--calibration-images are what an int8 file is calibrated on: add --int8, or drop it")
     trained, known = load(args)
     if args.format not in known:
         raise InputError(f"--format {args.format} is not for detectors: these are written as onnx")

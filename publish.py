@@ -14,6 +14,7 @@ from deployment import formats, options
 from publishing.weights import publish
 from run import command
 from run.command import spellings
+from run.config import epochs_of_run
 from run.errors import InputError
 
 
@@ -30,7 +31,7 @@ def run(argv: list[str]) -> None:
     if args.verify:
         print(formats.verdict(Path(args.verify), trained, args.data_path))
         return
-    epochs = args.epochs if args.epochs is not None else trained.args.get("epochs")
+    epochs = args.epochs if args.epochs is not None else epochs_of_run(trained.args)
     if epochs is None:
         raise InputError(f"{args.ckpt} does not say how long it was trained: add --epochs N")
     print("\n".join(publish(args, trained, epochs)))

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 import utils
 from loading import augment
 from run import checkpoint, integrity, network
-from run.config import FAST_INTERPOLATIONS, Config
+from run.config import FAST_INTERPOLATIONS, Config, epochs_of_run
 from run.errors import InputError
+from run.watch import require_finite_weights
 
 FACTS_NAME = "facts.json"  # of the entry in a TorchScript file, and in safetensors' metadata, that holds `Trained.facts()`
 
@@ -106,7 +107,7 @@ def _which_weights(saved: dict, *, use_ema: bool) -> str:
 def _options(name: str, args: dict, img_size: int | None) -> dict:
     """Further arguments of the network: those it was trained with; the image size where its weights depend on it."""
     if args.get("model") == name:
-        return dict(args.get("model_kwargs") or {})
+        return checkpoint.model_options(args)
     cfg = timm.get_pretrained_cfg(name)
     is_tied = cfg is not None and cfg.fixed_input_size
     return {"img_size": img_size} if is_tied and img_size not in (None, cfg.input_size[-1]) else {}
@@ -155,6 +156,7 @@ def load_trained(name: str | None, source: str | None, *, use_ema: bool = False,
         count = _count_classes(net, state, built)
         if count != built:
             net, built = _build(cfg, state, count)[0], count
+        require_finite_weights(state, where=source)
         checkpoint.load_weights(net, state, where=source)
     names = saved.get("class_names")
     if names is not None and not len(names) == len(set(names)) == built:
@@ -205,10 +207,12 @@ def fused(trained: Trained) -> nn.Module:
 
 # ---- what a file's user must know
 
+KEPT_ARGS = ("model", "model_kwargs", "epochs", "lr_cycle_limit", "lr_cycle_mul", "distillation_type", "finetune", "data_set")
+
 
 def facts(trained: Trained) -> dict:
     """What the checkpoint says of its classes, images and training; goes into every file that can hold it."""
-    args = {key: trained.args[key] for key in ("model", "model_kwargs", "epochs", "distillation_type", "finetune", "data_set") if key in trained.args}
+    args = {key: trained.args[key] for key in KEPT_ARGS if key in trained.args}
     known = {"class_names": trained.class_names, "epoch": trained.epoch, "metrics": trained.metrics, "args": args, "made_from": trained.made_from}
     fixed = {"input_size": trained.input_size, "mean": list(trained.mean), "std": list(trained.std), "crop_pct": trained.crop_pct}
     fixed |= {"crop_mode": trained.crop_mode, "interpolation": trained.interpolation, "which": trained.which}
@@ -235,7 +239,7 @@ def describe_weights(trained: Trained) -> str:
     kind = {"random": "random weights", "bare state dict": "weights of a bare state dict"}.get(trained.which, "EMA weights" if is_ema else "raw weights")
     if trained.epoch is None:
         return f"{kind}, {trained.made_from['what']}" if trained.made_from else kind
-    num_epochs = trained.args.get("epochs")
+    num_epochs = epochs_of_run(trained.args)
     tested, best = ("test_ema_acc1", "best_ema_acc1") if is_ema else ("test_acc1", "best_acc1")
     ranks = ["the last"] if trained.epoch + 1 == num_epochs else []
     if tested in trained.metrics:

@@ -84,8 +84,10 @@ def see(cfg: Config, rank: Rank, *, epoch: int, step: int, num_images: int, num_
     batch_size = fit_batch_size(plan, cfg.batch_size, num_shares=num_shares, group_size=cfg.mix_group_size, is_mixing=cfg.is_mixing)
     global_batch = batch_size * num_shares
     num_steps = plan.num_positions // global_batch
-    if not (0 <= epoch < cfg.epochs and 0 <= step < num_steps):
-        raise InputError(f"--epoch {epoch} --step {step}: the run has epochs 0 to {cfg.epochs - 1} of steps 0 to {num_steps - 1} ({global_batch} images each)")
+    if not (0 <= epoch < cfg.num_epochs and 0 <= step < num_steps):
+        raise InputError(
+            f"--epoch {epoch} --step {step}: the run has epochs 0 to {cfg.num_epochs - 1} of steps 0 to {num_steps - 1} ({global_batch} images each)"
+        )
     count = min(num_images + num_images % 2 if cfg.is_mixing else num_images, global_batch)
     keys = plan.keys(epoch, plan.positions(step * global_batch, step * global_batch + count), plan.permutation(epoch).numpy())
     batch = dataset.__getitems__(keys)

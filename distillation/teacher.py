@@ -183,7 +183,15 @@ def _refuse_class_count(cfg: Config, teacher_count: int, num_classes: int) -> No
 
 def read_weights(cfg: Config) -> dict[str, Tensor]:
     """Weights at --teacher-path, under the names they have there."""
-    return checkpoint.weights(checkpoint.read(cfg.teacher_path), where=f"--teacher-path {cfg.teacher_path}")
+    return _read(cfg)[0]
+
+
+def _read(cfg: Config) -> tuple[dict[str, Tensor], dict]:
+    """Those, and the --model-kwargs of the run that trained them, where the file is of one of this project's."""
+    saved = checkpoint.read(cfg.teacher_path)
+    args = saved["args"] if isinstance(saved.get("args"), dict) else {}
+    options = checkpoint.model_options(args) if args.get("model") == cfg.teacher_model else {}
+    return checkpoint.weights(saved, where=f"--teacher-path {cfg.teacher_path}"), options
 
 
 def hash_weights(state: dict[str, Tensor]) -> str:
@@ -209,7 +217,8 @@ def _create(cfg: Config, num_classes: int) -> tuple[nn.Module, dict[str, Tensor]
         if net.num_classes != num_classes:
             _refuse_class_count(cfg, net.num_classes, num_classes)
         return net, net.state_dict()
-    net, state = model.create_model(cfg.teacher_model, num_classes=num_classes), read_weights(cfg)
+    state, options = _read(cfg)
+    net = model.create_model(cfg.teacher_model, num_classes=num_classes, **options)
     teacher_count = _other_class_count(net, state, num_classes)
     if teacher_count is not None:
         _refuse_class_count(cfg, teacher_count, num_classes)

@@ -71,14 +71,14 @@ class Classifier(nn.Module):
         self.num_classes = num_classes
         self.distillation = distillation
         self.classifier = NormLinear(dim, num_classes, names=LEVIT_HEAD_NAMES) if num_classes > 0 else nn.Identity()
-        if distillation:
-            self.classifier_dist = NormLinear(dim, num_classes, names=LEVIT_HEAD_NAMES) if num_classes > 0 else nn.Identity()
+        # None, and not absent, for TorchScript looks at all that may run.
+        self.classifier_dist = NormLinear(dim, num_classes, names=LEVIT_HEAD_NAMES) if distillation and num_classes > 0 else None
 
     def forward(self, x: Tensor):
         logits = self.classifier(x)
-        if self.distillation and self.num_classes > 0:
+        if self.classifier_dist is not None:
             logits_dist = self.classifier_dist(x)
-            if self.training and not torch.jit.is_scripting():
+            if self.training and self.distillation and not torch.jit.is_scripting():
                 return logits, logits_dist
             logits = (logits + logits_dist) / 2
         return logits
@@ -87,7 +87,7 @@ class Classifier(nn.Module):
         if self.num_classes == 0:
             return nn.Identity()
         head = self.classifier.fuse()
-        return average_heads(head, self.classifier_dist.fuse()) if self.distillation else head
+        return average_heads(head, self.classifier_dist.fuse()) if self.classifier_dist is not None else head
 
 
 class RepViT(PooledNet):

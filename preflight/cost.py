@@ -148,10 +148,10 @@ def measure(
 def epochs_by_size(cfg: Config, start: int) -> dict[int, int]:
     """How many of the run's epochs from `start` on have training images of which size; where there are none, none of the last size."""
     starts = sorted(cfg.size_starts.items())
-    ends = [epoch for epoch, _ in starts[1:]] + [cfg.epochs]
+    ends = [epoch for epoch, _ in starts[1:]] + [cfg.num_epochs]
     counts = {}
     for (first, size), end in zip(starts, ends, strict=True):
-        counts[size] = counts.get(size, 0) + max(0, min(end, cfg.epochs) - max(first, start))
+        counts[size] = counts.get(size, 0) + max(0, min(end, cfg.num_epochs) - max(first, start))
     return {size: count for size, count in counts.items() if count} or {starts[-1][1]: 0}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from deployment import accuracy, formats, options, verify
 from deployment.weights import Trained, distillation
+from run.config import epochs_of_run
 
 
 def contradictions(args: argparse.Namespace, trained: Trained, epochs: int) -> list[str]:
@@ -15,8 +16,9 @@ def contradictions(args: argparse.Namespace, trained: Trained, epochs: int) -> l
     how = distillation(trained)
     if how is not None and (how != "none") != args.distillation:
         found.append(f"the checkpoint was trained with distillation {how}: {'drop' if args.distillation else 'add'} --distillation to name the file so")
-    if trained.args.get("epochs", epochs) != epochs:
-        found.append(f"the checkpoint is of a run of {trained.args['epochs']} epochs, the file's name will say {epochs}")
+    length = epochs_of_run(trained.args)
+    if length not in (None, epochs):
+        found.append(f"the checkpoint is of a run of {length} epochs, the file's name will say {epochs}")
     return found
 
 

@@ -1,5 +1,6 @@
 """The checkpoints to average: found in folders of runs or named one by one, chosen by epoch or accuracy, required to be alike."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from refining.recipe import settings_of
 from run import checkpoint
 from run.config import Config
 from run.errors import Faults, InputError
+from run.watch import require_finite_weights
 from utils import log
 
 
@@ -41,9 +43,11 @@ HEAVY = {"model", "model_ema", "state_dict", "state_dict_ema", "optimizer", "lr_
 
 
 def open_member(source: str, *, use_ema: bool) -> Member:
-    """InputError where the checkpoint is damaged or has no such weights."""
+    """InputError where the checkpoint is damaged or has no such weights, or they are not finite."""
     saved = checkpoint.read(source)
-    shapes = {name: tuple(value.shape) for name, value in checkpoint.weights(saved, use_ema=use_ema, where=source).items()}
+    state = checkpoint.weights(saved, use_ema=use_ema, where=source)
+    require_finite_weights(state, where=source)
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
     light = {name: value for name, value in saved.items() if name not in HEAVY and not isinstance(value, Tensor)}
     metrics = saved.get("metrics") if isinstance(saved.get("metrics"), dict) else {}
     return Member(source, use_ema, saved.get("epoch"), metrics.get("test_ema_acc1" if use_ema else "test_acc1"), light, shapes)
@@ -76,6 +80,9 @@ def find(sources: Sequence[str], *, use_ema: bool, last: int | None = None, best
     for source in sources:
         folder = Path(source).expanduser()
         members += _open_run(folder, use_ema=use_ema) if folder.is_dir() else [open_member(source, use_ema=use_ema)]
+    twice = [source for source, count in Counter(member.source for member in members).items() if count > 1]
+    if twice:
+        raise InputError(f"--input names {twice[0]} twice, and a mean in which it counts double is rarely meant", "name it once")
     if last is not None or best is not None:
         members = _chosen(members, last=last, best=best)
     if len(members) < 2:

@@ -14,8 +14,8 @@ from reporting.inspection import hide_frame, need_matplotlib
 from reporting.pages import Markup, element, figure
 
 SIDE = 320  # pixels of a source's long side on the page
-PER_ROW = 4  # images of a PNG
-LETTERS = 46  # of a line under an image of a PNG
+PER_ROW = 8  # pictures of a PNG: each image as it is stored, and its views
+LETTERS = 23  # of a line under an image of a PNG, per picture of it
 INK = "#d55e00"  # of a crop's outline, on a white one
 
 
@@ -119,22 +119,26 @@ def _source(one: Seen) -> Markup:
 
 
 def draw_batch(step: Step, seen: Sequence[Seen], out: Path) -> None:
-    """The same as a PNG, with the first view of each image, where letters that no font at hand has are boxes. InputError without matplotlib."""
+    """The same as a PNG, where letters that no font at hand has are boxes. InputError without matplotlib."""
     figure_type, _ = need_matplotlib()
-    columns = min(PER_ROW, len(seen))
+    num_pictures = 2 + len(seen[0].further)
+    columns = min(max(1, PER_ROW // num_pictures), len(seen))
     rows = math.ceil(len(seen) / columns)
-    texts = [[piece for line in described(one) for piece in textwrap.wrap(line, LETTERS, subsequent_indent="   ")] for one in seen]
+    texts = [[piece for line in described(one) for piece in textwrap.wrap(line, LETTERS * num_pictures, subsequent_indent="   ")] for one in seen]
     num_lines = max(map(len, texts))
-    drawn = figure_type(figsize=(3.6 * columns, (1.8 + 0.145 * num_lines) * rows + 0.7), layout="constrained")
-    drawn.suptitle(title_of(step) + "\n" + "\n".join(textwrap.fill(note, 50 * columns) for note in notes_of(step, seen)), fontsize=9, parse_math=False)
+    drawn = figure_type(figsize=(1.8 * num_pictures * columns, (1.8 + 0.145 * num_lines) * rows + 0.7), layout="constrained")
+    drawn.suptitle(
+        title_of(step) + "\n" + "\n".join(textwrap.fill(note, 25 * num_pictures * columns) for note in notes_of(step, seen)), fontsize=9, parse_math=False
+    )
     parts = drawn.subfigures(rows, columns, squeeze=False).flatten()
     for part, one, text in zip(parts, seen, texts, strict=False):
-        source, view = part.subplots(1, 2)
+        source, *views = part.subplots(1, num_pictures)
         source.imshow(one.source)
         if (box := outline(one)) is not None:
             source.add_patch(_rectangle(box))
-        view.imshow(one.pixels)
-        for axes in (source, view):
+        for view, pixels in zip(views, (one.pixels, *one.further), strict=True):
+            view.imshow(pixels)
+        for axes in (source, *views):
             hide_frame(axes)
         lines = [f"{one.number}: {text[0]}", *text[1:], *[""] * (num_lines - len(text))]
         part.supxlabel("\n".join(lines), fontsize=7, x=0.03, ha="left", parse_math=False)

@@ -17,7 +17,7 @@ from reporting.charts import Line
 from reporting.comparison import SUMMARY_COLUMNS, hours_left, sort_rows, summarise
 from reporting.logs import GENERIC_STEMS, SET_ASIDE, Run
 from reporting.pages import Cell, Markup, element, listed, number, section
-from run.config import SETTINGS
+from run.config import SETTINGS, epochs_of_run
 from run.errors import InputError
 
 UNCOMPARED = ("output_dir", "overwrite", "resume")  # differ between any two runs
@@ -94,7 +94,7 @@ def run_page(names: list[str]) -> str:
 
 def _course(run: Run, beside: Beside) -> str:
     """How far one run is."""
-    planned = beside.settings.get("epochs")
+    planned = epochs_of_run(beside.settings)
     first, last = run.records[0]["epoch"], run.last_epoch
     if not isinstance(planned, int) or last >= planned:  # a run that went on for longer keeps its first args.yaml
         return f"{len(run.records)} epochs, {first} to {last}."

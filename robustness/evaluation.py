@@ -68,11 +68,12 @@ def count(
 ) -> Counts:
     """What a network recognises of images whose targets are their places in `truth` (N, K), the right classes of each (see `TestSet`).
 
-    Every process counts its own images, in whole numbers, and the sums are added. `progress` hears how many each batch had."""
+    Every process counts its own images, in whole numbers, and the sums are added. `progress` hears how many each batch had.
+    InputError where what the network says is not finite."""
     compiled = parts.compiler(net).eval()
     device = next(net.parameters()).device
     answers = torch.from_numpy(truth if kept is None else _places_among(kept, truth)).to(device)
-    sums = torch.zeros(3, dtype=torch.int64, device=device)
+    sums = torch.zeros(4, dtype=torch.int64, device=device)
     for images, places in loader:
         images = images.to(device, memory_format=parts.memory_format, non_blocking=True)
         right = answers[places.to(device)]
@@ -81,11 +82,15 @@ def count(
         with parts.autocast(device):
             logits = compiled(images)
         logits = logits if kept is None else logits[:, kept]
+        num_nonfinite = (~logits.isfinite()).sum()
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         hits = (best.unsqueeze(2) == right.unsqueeze(1)).any(dim=2)
-        sums += torch.stack([hits[:, 0].sum(), hits.sum(dim=1).clamp(max=1).sum(), hits.new_full((), len(places), dtype=torch.int64)])
+        sums += torch.stack([hits[:, 0].sum(), hits.sum(dim=1).clamp(max=1).sum(), hits.new_full((), len(places), dtype=torch.int64), num_nonfinite])
         progress(len(places))
-    return Counts(*all_sum(sums.to(parts.rank.device)).tolist())
+    *counts, num_nonfinite = all_sum(sums.to(parts.rank.device)).tolist()
+    if num_nonfinite:
+        engine.refuse_nonfinite("the images")
+    return Counts(*counts)
 
 
 def _places_among(kept: list[int], truth: np.ndarray) -> np.ndarray:

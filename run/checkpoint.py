@@ -175,6 +175,11 @@ def weights(checkpoint: dict, *, use_ema: bool = False, where: str) -> dict[str,
     return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in state.items()}
 
 
+def model_options(args: dict) -> dict:
+    """Further arguments of the network in a checkpoint whose run had the settings `args`."""
+    return dict(args.get("model_kwargs") or {})
+
+
 def _differences(net: nn.Module, state: dict[str, Tensor]) -> list[str]:
     """What keeps `state` from fitting `net`, a line per tensor."""
     own = net.state_dict()
@@ -198,7 +203,7 @@ def load_weights(net: nn.Module, state: dict[str, Tensor], *, where: str) -> Non
             raise InputError(
                 f"{where} does not fit {type(net).__name__}: {len(differences)} tensors differ, first: "
                 + "; ".join(differences[:3])
-                + ". Check --model and the number of classes"
+                + ". Check the model's name and the number of classes"
             )
         state = converted
     net.load_state_dict(state, strict=False)  # strict but for batch counters, which old checkpoints lack
@@ -267,8 +272,13 @@ FREE_SETTINGS = {
 }  # fmt: skip
 
 
-# How some settings divide parameters into groups, of which the optimiser's state consists: from a setting's name to its value.
-REGROUPING = {"--freeze": lambda value: list(value("freeze") or ()), "--layer-decay": lambda value: value("layer_decay") is not None}
+# Of what the optimiser's state consists, as some settings say: its kind, and the groups of parameters. From a setting's name to its value.
+STATE_OF = {
+    "--opt": lambda value: value("opt"),
+    "--opt-kwargs": lambda value: {name: one for name, one in (value("opt_kwargs") or {}).items() if name not in ("foreach", "fused")},
+    "--freeze": lambda value: list(value("freeze") or ()),
+    "--layer-decay": lambda value: value("layer_decay") is not None,
+}
 
 
 def recipe_changes(checkpoint: dict, cfg: RunConfig, run: dict) -> list[str]:
@@ -297,10 +307,11 @@ def _require_same_recipe(checkpoint: dict, cfg: RunConfig, run: dict, source: st
             + "; ".join(changes)
             + ". Resume with the settings of the args.yaml beside it, or accept with --allow-config-change"
         )
-    regrouped = [flag for flag, grouping in REGROUPING.items() if grouping(checkpoint["args"].get) != grouping(lambda name: getattr(cfg, name, None))]
-    if regrouped:
+    there = {**{field.name: field.default for field in dataclasses.fields(cfg)}, **checkpoint["args"]}
+    other = [flag for flag, state in STATE_OF.items() if state(there.get) != state(lambda name: getattr(cfg, name, None))]
+    if other:
         raise InputError(
-            f"--resume {source}: {' and '.join(regrouped)} changed, and with it what the optimiser's state in the checkpoint belongs to",
+            f"--resume {source}: {' and '.join(other)} changed, and with it what the optimiser's state in the checkpoint belongs to",
             "start a new run from its weights with --finetune",
         )
     for change in changes:

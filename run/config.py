@@ -295,9 +295,8 @@ class Config(RunConfig):
 
     @property
     def num_epochs(self) -> int:
-        """Epochs of the whole run: of all cycles of the schedule together, as timm counts them."""
-        factor, cycles = self.lr_cycle_mul, self.lr_cycle_limit
-        return self.epochs * cycles if factor == 1 else math.floor(-self.epochs * (factor**cycles - 1) / (1 - factor))
+        """Epochs of the whole run: of all cycles of the schedule together."""
+        return epochs_of_cycles(self.epochs, self.lr_cycle_limit, self.lr_cycle_mul)
 
     @property
     def keeps_statistics(self) -> tuple[str, ...]:
@@ -309,13 +308,18 @@ class Config(RunConfig):
         """Size of training images by the epoch from which on they have it; the first is 0. InputError where --image-size-schedule says none."""
         if self.image_size_schedule is None:
             return {0: self.input_size}
-        starts = {round(share * self.epochs): size for size, share in schedule_pairs(self.image_size_schedule)}
-        return {epoch: size for epoch, size in starts.items() if epoch < max(1, self.epochs)}
+        starts = {round(share * self.num_epochs): size for size, share in schedule_pairs(self.image_size_schedule)}
+        return {epoch: size for epoch, size in starts.items() if epoch < max(1, self.num_epochs)}
 
     @property
     def train_sizes(self) -> list[int]:
         """The sizes that training images have, each once, in their order."""
         return list(dict.fromkeys(self.size_starts.values()))
+
+    @property
+    def unused_sizes(self) -> list[int]:
+        """Sizes that --image-size-schedule names and no epoch has: the run is too short."""
+        return [size for size, _ in schedule_pairs(self.image_size_schedule or "8:0") if self.image_size_schedule and size not in self.train_sizes]
 
     @property
     def sized_flags(self) -> list[tuple[str, int]]:
@@ -345,7 +349,7 @@ GROUPS = RUN_GROUPS | {
     "fine-tuning": "finetune",
     "data": "data_set",
 }
-RESERVED_OF_OPTIMISER = {"params", "lr", "weight_decay", "momentum", "eps", "betas"}
+RESERVED_OF_OPTIMISER = {"params", "lr", "weight_decay", "momentum", "eps", "betas", "layer_decay"}
 CYCLIC = ("cosine", "tanh", "poly")  # schedules
 RESERVED = {"num_classes", "in_chans", "features_only", "distillation", "drop_rate", "drop_path_rate", "pretrained", "checkpoint_path"}
 FAST_INTERPOLATIONS = ("bicubic", "bilinear")  # those of --interpolation that the fast loader has
@@ -372,6 +376,22 @@ SETTINGS = Settings(
     groups=GROUPS,
     without_effect=WITHOUT_EFFECT,
 )
+
+
+def epochs_of_cycles(first: int, count: int, factor: float) -> int:
+    """Epochs of `count` cycles, the first of `first` epochs and each `factor` times as long as the one before, as timm counts them.
+
+    InputError where these are more than can be counted."""
+    try:
+        return first * count if factor == 1 else math.floor(-first * (factor**count - 1) / (1 - factor))
+    except OverflowError:
+        raise InputError(f"--lr-cycle-limit {count} --lr-cycle-mul {factor:g}: such a run never ends", "give fewer cycles, or a smaller factor") from None
+
+
+def epochs_of_run(settings: dict) -> int | None:
+    """Those of the whole run that had these settings, by name; None where they do not say."""
+    first = settings.get("epochs")
+    return epochs_of_cycles(first, settings.get("lr_cycle_limit", 1), settings.get("lr_cycle_mul", 1.0)) if isinstance(first, int) else None
 
 
 def schedule_pairs(text: str) -> list[tuple[int, float]]:
@@ -503,8 +523,16 @@ def _augmentation_rules(cfg: Config) -> list[tuple[bool, str]]:
             is_zoomed_out and cfg.train_crop_mode in (None, "rrc"),
             "--scale: a crop is no larger than its image, so 1 is the most; --train-crop-mode rkrc or rkrr make images smaller",
         ),
+        (
+            cfg.train_crop_mode in ("rkrc", "rkrr") and any(not 0.01 <= x <= 100 for x in (*(cfg.scale or ()), *(cfg.ratio or ()))),
+            f"--train-crop-mode {cfg.train_crop_mode} takes --scale and --ratio from 0.01 to 100: an image is resized by their roots",
+        ),
         (cfg.mean is not None and len(cfg.mean) not in (1, 3), "--mean takes one number, or one per channel"),
-        (cfg.std is not None and (len(cfg.std) not in (1, 3) or min(cfg.std) <= 0), "--std takes one number above 0, or one per channel"),
+        (cfg.std is not None and len(cfg.std) not in (1, 3), "--std takes one number, or one per channel"),
+        (
+            any(not 0 <= x <= 1 for x in cfg.mean or ()) or any(not 0.001 <= x <= 1 for x in cfg.std or ()),
+            "--mean and --std are of pixels from 0 to 1, from 0 and 0.001 on; those of pixels from 0 to 255 are to be divided by 255",
+        ),
         (cfg.mixup_off_epoch > 0 and not cfg.is_mixing, "--mixup-off-epoch ends mixup and CutMix, and neither is on: drop it"),
         (cfg.aug_splits == 1, "--aug-splits 1 is the one view of an image that there is without: use 2 or more, or 0"),
         (cfg.jsd_loss and cfg.aug_splits < 2, "--jsd-loss compares views of an image: add --aug-splits 3"),
@@ -526,8 +554,7 @@ def _augmentation_rules(cfg: Config) -> list[tuple[bool, str]]:
 
 def validate(cfg: Config) -> None:
     """InputError where settings contradict each other."""
-    if cfg.image_size_schedule is not None:
-        schedule_pairs(cfg.image_size_schedule)
+    _ = cfg.num_epochs, cfg.size_starts
     rules = [
         *run_rules(cfg),
         (cfg.eval and not (cfg.resume or cfg.pretrained), "--eval needs weights: add --resume FILE or --pretrained"),

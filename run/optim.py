@@ -90,6 +90,8 @@ def create_optimizer(
         settings["fused"] = True
     try:
         optimizer = create_optimizer_v2(net_or_groups, opt=cfg.opt, **{**settings, **own})
+        if own:
+            _try_step(cfg, {**settings, **own}, parameters[0].device)
     except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
         flags = "--opt-eps and --opt-betas" if not own else "--opt-kwargs, --opt-eps and --opt-betas"
         raise InputError(f"--opt {cfg.opt} cannot be used here ({first_line(error)}): choose another, or check {flags}") from error
@@ -98,6 +100,13 @@ def create_optimizer(
     if optimizer.defaults.get("fused"):
         start_momentum(optimizer)
     return optimizer
+
+
+def _try_step(cfg: RunConfig, settings: dict, device: torch.device) -> None:
+    """A step of that optimiser on four numbers, which raises where an argument is of a kind that it does not take: it looks at most only then."""
+    numbers = nn.Parameter(torch.ones(2, 2, device=device))
+    numbers.grad = torch.ones_like(numbers)
+    create_optimizer_v2([numbers], opt=cfg.opt, **{**settings, "layer_decay": None}).step()
 
 
 def start_momentum(optimizer: torch.optim.Optimizer) -> None:

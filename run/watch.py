@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from run.config import RunConfig
+from run.errors import InputError
 from run.skipping import NO_STEP, Skips
 from utils import Rank, any_process, gather_objects, log
 
@@ -87,6 +88,12 @@ def tensors_of(entry, name: str = "") -> Iterator[tuple[str, Tensor]]:
 def first_nonfinite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     """Name of the first of the named tensors that holds NaN or infinity; None if none does."""
     return next((name for name, tensor in tensors if not tensor.isfinite().all()), None)
+
+
+def require_finite_weights(state: dict[str, Tensor], *, where: str, cure: str = "use another checkpoint") -> None:
+    """InputError where a state dict holds what is not finite."""
+    if (name := first_nonfinite(state.items())) is not None:
+        raise InputError(f"{where}: {name} is not finite", cure)
 
 
 def first_nonfinite_in(net: nn.Module, forward: Callable[[], None]) -> str | None:

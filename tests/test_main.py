@@ -163,6 +163,12 @@ def test_report_holds_per_class_accuracy_and_confusions(finished, short_run, tmp
     counts = torch.tensor([[int(cell) for cell in row[4:]] for row in rows[1:]])
     assert counts.sum() == 40 and counts.sum(1).tolist() == [int(row[1]) for row in rows[1:]]
     assert 100 * counts.diag().sum() / 40 == pytest.approx(float(ACCURACY.search(out)[2]), abs=1e-3)
+    saved = torch.load(finished / "checkpoint_last.pth", weights_only=True)
+    saved["model"]["stem.stem.0.conv.weight"][0] = torch.nan
+    torch.save(saved, tmp_path / "nan.pth")
+    with pytest.raises(InputError, match="what the network says of some of the validation images is not finite, so that there is no accuracy: "):
+        short_run("--eval", f"--resume={tmp_path / 'nan.pth'}", f"--report={tmp_path / 'nan.json'}")
+    assert json.loads((tmp_path / "nan.json").read_text())["accuracies"] == {}
 
 
 class StubTeacher(torch.nn.Module):
@@ -237,7 +243,9 @@ def test_untrained_teacher_is_refused(short_run, tmp_path):
 
 
 def test_banner_states_batch_rate_and_departures_from_the_recipe(short_run, tmp_path):
-    out = short_run("--epochs=1", "--grad-accum-steps=2", f"--output_dir={tmp_path}", "--model-ema-decay=0.999")
+    out = short_run("--epochs=1", "--grad-accum-steps=2", f"--output_dir={tmp_path}", "--model-ema-decay=0.999", "--image-size-schedule=32:0,24:0.9")
+    assert "the warm-up of 3 steps never ends: this run has 3" in out
+    assert "--image-size-schedule 32:0,24:0.9: no epoch of this run is at 24 pixels" in out
     assert "batch 16 x 1 processes x 2 accumulation = global batch 32" in out and "0.03 x 32 / 512 = 0.001875" in out
     assert "the recipe was made for a global batch of 2048, this run's is 32" in out
     assert "--model-ema-decay 0.999 averages over 1000 steps, more than a third of this run's 3" in out

@@ -86,8 +86,18 @@ def test_rates_groups_and_averages_by_steps_go_on_where_they_were(never_stopped_
     assert [record["train_lr"] for record in read_log(tmp_path)] == expected
 
 
-@pytest.mark.parametrize(("flags", "word"), [(["--freeze=layer1"], "--freeze changed"), (["--layer-decay=none"], "--layer-decay changed")])
-def test_other_groups_of_parameters_are_refused_even_where_the_recipe_may_change(never_stopped_by_steps, digits_folder, tmp_path, flags, word):
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (["--freeze=layer1"], "--freeze changed"),
+        (["--layer-decay=none"], "--layer-decay changed"),
+        (["--opt=adam"], "--opt changed"),
+        (["--opt-kwargs", "amsgrad=false"], "--opt-kwargs changed"),
+    ],
+)
+def test_another_optimiser_and_other_groups_of_parameters_are_refused_even_where_the_recipe_may_change(
+    never_stopped_by_steps, digits_folder, tmp_path, flags, word
+):
     source = never_stopped_by_steps / "checkpoint_last.pth"
     with pytest.raises(InputError, match=f"{word}.*--finetune"):
         main.main([*BY_STEPS, f"--data-path={digits_folder}", f"--output_dir={tmp_path}", f"--resume={source}", "--allow-config-change", *flags])

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
 import datasets
 from distillation import seen
 from loading import augment
-from reporting.batch_page import batch_page, described
+from reporting.batch_page import batch_page, described, draw_batch
 from run import config
 from tests.browsing import browsed, read_page
 from tests.nets import randomise
@@ -66,7 +67,7 @@ def test_the_images_are_those_of_training(digits_folder, num_images, alphas):
         ["--mixup-off-epoch=1"],
     ],
 )
-def test_views_sizes_crops_and_epochs_without_mixing_are_those_of_training(digits_folder, flags):
+def test_views_sizes_crops_and_epochs_without_mixing_are_those_of_training(digits_folder, tmp_path, flags):
     cfg = parsed(digits_folder, "--distillation-type=none", *flags)
     images, _, positions = trained_on(cfg, 1, 2)
     _, shown = seen.see(cfg, RANK, epoch=1, step=2, num_images=16)
@@ -80,7 +81,12 @@ def test_views_sizes_crops_and_epochs_without_mixing_are_those_of_training(digit
             assert np.abs(view - expected[k * len(positions) + place[one.position]]).max() <= 0.5001
         assert (one.mix is None) == (not cfg.is_mixing or cfg.mixup_off_epoch == 1) and one.crops_source == (cfg.train_crop_mode is None)
         assert one.pixels.shape[0] == (48 if cfg.image_size_schedule else 40)
-    assert len(batch_page(seen.see(cfg, RANK, epoch=1, step=2, num_images=2)[0], shown[:2])) > 1000
+    step, (one, other) = seen.see(cfg, RANK, epoch=1, step=2, num_images=2)
+    assert len(batch_page(step, [one, other])) > 1000
+    painted = [np.full_like(one.pixels, (255, 0, shade)) for shade in range(1 + len(one.further))]
+    draw_batch(step, [dataclasses.replace(one, pixels=painted[0], further=painted[1:])], tmp_path / "batch.png")
+    found = {colour[:3] for _, colour in Image.open(tmp_path / "batch.png").getcolors(10**6)}
+    assert {(255, 0, shade) for shade in range(len(painted))} <= found  # every view
 
 
 def test_a_run_of_several_processes_has_longer_steps(digits_folder):

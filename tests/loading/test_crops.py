@@ -198,6 +198,7 @@ def test_sizes_of_a_schedule_by_epoch():
     cfg = parse("--image-size-schedule=160:0,192:0.4,224:0.8", "--epochs=300")
     assert cfg.size_starts == {0: 160, 120: 192, 240: 224} and cfg.train_sizes == [160, 192, 224]
     assert parse("--image-size-schedule=160:0,192:0.4,224:0.8", "--epochs=2").size_starts == {0: 160, 1: 192}
+    assert parse("--image-size-schedule=160:0,192:0.5", "--epochs=2", "--lr-cycle-limit=3").size_starts == {0: 160, 3: 192}  # of the whole run
     assert parse().size_starts == {0: 96}
     sizes = {epoch: part.parts.transforms[0].size for epoch, part in augment.train_transforms(cfg).items()}
     assert sizes == {0: (160, 160), 120: (192, 192), 240: (224, 224)}
@@ -265,8 +266,10 @@ def test_description_tells_of_every_view():
         (["--scale", "0.9", "0.1"], "--scale takes two parts"),
         (["--scale", "0.5", "1.5"], "--scale: a crop is no larger than its image"),
         (["--ratio", "0", "1"], "--ratio takes two ratios"),
+        (["--scale", "1e-9", "1", "--train-crop-mode=rkrr"], "--train-crop-mode rkrr takes --scale and --ratio from 0.01 to 100"),
+        (["--mean", "123.7", "116.3", "103.5", "--std", "58.4", "57.1", "57.4"], "of pixels from 0 to 255 are to be divided by 255"),
         (["--mean", "0.5", "0.5"], "--mean takes one number, or one per channel"),
-        (["--std", "0.2", "0.2", "0"], "--std takes one number above 0"),
+        (["--std", "0.2", "0.2", "0"], "are of pixels from 0 to 1, from 0 and 0.001 on"),
         (["--aug-splits=1"], "--aug-splits 1 is the one view"),
         (["--jsd-loss"], "--jsd-loss compares views of an image: add --aug-splits 3"),
         (["--aug-splits=3", "--mixup=0.8"], "add --mixup 0 --cutmix 0"),

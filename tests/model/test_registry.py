@@ -265,7 +265,9 @@ def test_distillation_trains_a_pair_of_logits_and_evaluates_their_mean(name):
             module.eval()  # so that both modes see the same statistics
     pair, mean = net(images()), net.eval()(images())
     torch.testing.assert_close(sum(pair) / 2, mean)
-    assert build_few(name, num_classes=7, distillation=False)(images()).shape == (2, 7)
+    alone = build_few(name, num_classes=7, distillation=False)
+    assert alone(images()).shape == (2, 7)
+    torch.jit.script(alone)
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -65,15 +65,18 @@ def test_published_file_holds_weights_and_facts_alone(run_folder, capsys):
 
 
 def test_name_follows_the_flags_and_contradictions_are_noted(run_folder, capsys):
+    saved = torch.load("pretrain/checkpoint_best.pth", weights_only=True)
+    cycles = {"lr_cycle_limit": 2, "lr_cycle_mul": 2.0}  # of 3 and 6 epochs
+    torch.save({**saved, "args": {**saved["args"], **cycles}}, "pretrain/checkpoint_best.pth")
     publish.run([*PUBLISHED[:4], "--use-ema"])
     said = capsys.readouterr().out
     assert "trained with distillation hard: add --distillation" in said
-    assert "EMA weights of epoch 2 (epochs 0 to 2), the last and not the best so far" in said
-    saved = torch.load("pretrain/recnext_m0_without_distill_3e.pth", weights_only=True)
+    assert "EMA weights of epoch 2 (epochs 0 to 8), not the best so far" in said
+    saved = torch.load("pretrain/recnext_m0_without_distill_9e.pth", weights_only=True)
     ema = torch.load("pretrain/checkpoint_best.pth", weights_only=True)["model_ema"]
     assert all(torch.equal(value, ema[name]) for name, value in saved["model"].items())
-    again = weights.load_trained(None, "pretrain/recnext_m0_without_distill_3e.pth")
-    assert weights.describe_weights(again).startswith("EMA weights of epoch 2")
+    again = weights.load_trained(None, "pretrain/recnext_m0_without_distill_9e.pth")
+    assert weights.describe_weights(again).startswith("EMA weights of epoch 2 (epochs 0 to 8)")
 
 
 def test_fused_file_is_evaluated_before_it_is_named_and_by_every_command_alike(run_folder, digits_folder, capsys):
@@ -105,6 +108,11 @@ def test_epochs_are_asked_for_where_the_checkpoint_has_none(run_folder):
     torch.save(model.create_model("recnext_m0", num_classes=4).state_dict(), "pretrain/bare.pth")
     with pytest.raises(InputError, match="does not say how long it was trained: add --epochs"):
         publish.run(["--model", "recnext_m0", "--ckpt", "pretrain/bare.pth"])
+    state = torch.load("pretrain/bare.pth", weights_only=True)
+    state["stem.stem.0.conv.weight"][0] = torch.nan
+    torch.save(state, "pretrain/bare.pth")
+    with pytest.raises(InputError, match="pretrain/bare.pth: stem.stem.0.conv.weight is not finite"):
+        publish.run(["--model", "recnext_m0", "--ckpt", "pretrain/bare.pth", "--epochs=1"])
 
 
 def test_publish_verifies_too(run_folder, capsys):

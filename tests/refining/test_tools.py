@@ -1,6 +1,7 @@
 """The commands on a short run's checkpoints: what they write is a mean, is evaluated as it is written, and is a checkpoint like any other."""
 
 import copy
+import json
 import re
 import shutil
 
@@ -11,6 +12,7 @@ import datasets
 import export_onnx
 import fuse_eval
 import main
+import publish
 from deployment.weights import describe_weights, load_trained
 from run import checkpoint, config
 from run.errors import InputError
@@ -100,6 +102,12 @@ def test_a_soup_is_a_checkpoint_like_any_other(greedy, digits_folder, tmp_path, 
     assert re.fullmatch(r"greedy soup of [1-6] checkpoints", trained.made_from["what"])
     assert (trained.name, trained.class_names, trained.input_size) == ("resnet18", ["0", "1", "2", "3"], 32)
     assert describe_weights(trained) == f"raw weights, {trained.made_from['what']}"
+    publish.run(["--ckpt", str(greedy), f"--output-dir={tmp_path}", data])
+    described = json.loads((tmp_path / "resnet18_without_distill_5e.pth.json").read_text())
+    assert described["accuracy"]["acc1"] == pytest.approx(of_checkpoint[1], abs=1e-3)
+    teacher = ["--distillation-type=hard", "--teacher-model=resnet18", f"--teacher-path={greedy}", "--teacher-min-acc1=1"]  # as small as it was trained
+    main.main([*TINY_RUN, *teacher, data, "--epochs=1", f"--output_dir={tmp_path / 'student'}"])
+    assert f"teacher: top-1 {of_checkpoint[1]:.2f} % on 40 validation images" in capsys.readouterr().out
     main.main([*TINY_RUN, data, "--epochs=0", f"--finetune={greedy}", f"--output_dir={tmp_path / 'fine'}"])
     assert all(torch.equal(value, entries(greedy)[name]) for name, value in entries(tmp_path / "fine" / checkpoint.LAST).items())
     with pytest.raises(InputError, match="holds weights alone, no run to continue"):
@@ -178,13 +186,15 @@ def test_what_cannot_be_averaged_is_refused(run, tmp_path, caplog):
     shutil.copy(run / "checkpoint_3.pth", tmp_path / "checkpoint_3.pth")
     (tmp_path / "checkpoint_4.pth").write_bytes(b"half")
     torch.save({"model": {"fc.bias": torch.zeros(4)}}, tmp_path / "foreign.pth")
+    shutil.copy(tmp_path / "foreign.pth", tmp_path / "like_it.pth")
     cases = [
         ([str(run), "--last=9"], "--last 9: there are . checkpoints .*--checkpoint-hist"),
         ([str(run / "checkpoint_3.pth")], "names 1 checkpoint, and an average is of two or more"),
         ([str(tmp_path)], "names 1 checkpoint"),
         ([str(tmp_path / "checkpoint_4.pth"), str(run / "checkpoint_3.pth")], "checkpoint_4.pth is no complete checkpoint"),
         ([str(tmp_path / "foreign.pth"), str(run / "checkpoint_3.pth"), "--last=2"], "--last: .*foreign.pth does not tell its epoch"),
-        ([str(tmp_path / "foreign.pth"), str(tmp_path / "foreign.pth")], "foreign.pth does not say how its network was trained.*--model"),
+        ([str(tmp_path / "foreign.pth"), str(tmp_path / "like_it.pth")], "foreign.pth does not say how its network was trained.*--model"),
+        ([str(run / "checkpoint_3.pth"), str(run)], "--input names .*checkpoint_3.pth twice"),
         ([str(tmp_path / "nothing.pth"), str(run)], "nothing.pth: there is no such file"),
         ([str(run), "--unevaluated", "--soup=greedy"], "--unevaluated looks at no images"),
         ([str(run), "--lr-basis=3"], "unknown flag --lr-basis; did you mean --lr-base"),

@@ -90,6 +90,7 @@ def test_every_setting_is_read_outside_of_config():
         ([*DIGITS, "--lr-base-scale", "sqrt"], ["--lr-base-scale", "--lr-base is scaled: add it"]),
         ([*DIGITS, "--lr-cycle-limit", "2", "--sched", "step"], ["--sched step has no cycles"]),
         ([*DIGITS, "--lr-cycle-mul", "2"], ["add --lr-cycle-limit"]),
+        ([*DIGITS, "--lr-cycle-limit", "99", "--lr-cycle-mul", "1e300"], ["--lr-cycle-limit 99 --lr-cycle-mul 1e+300", "never ends"]),
         ([*DIGITS, "--sched-on-updates", "--sched", "plateau"], ["drop --sched-on-updates"]),
         ([*DIGITS, "--warmup-steps", "5"], ["add --sched-on-updates"]),
         ([*DIGITS, "--bce-target-thresh", "0.2"], ["add --bce-loss"]),

@@ -187,9 +187,18 @@ def test_arguments_of_the_optimiser():
     assert optimizer.defaults["foreach"] and optimizer.defaults["amsgrad"] and not optimizer.defaults["fused"]
 
 
-def test_an_argument_that_the_optimiser_does_not_know_is_refused():
-    cfg, _ = config.parse(["--data-set", "DIGITS", "--opt-kwargs", "amsgrd=true"])
-    with pytest.raises(InputError, match="amsgrd.*check --opt-kwargs"):
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["amsgrd=true"], "amsgrd"),
+        (["amsgrad=1"], "amsgrad=int"),  # which is first met by the kernel
+        (["differentiable=true"], "a leaf Variable that requires grad"),
+        (["max_grad_norm=x", "--opt=lamb"], "'Tensor' and 'str'"),
+    ],
+)
+def test_an_argument_that_the_optimiser_does_not_know_or_cannot_use_is_refused(flags, words):
+    cfg, _ = config.parse(["--data-set", "DIGITS", "--opt-kwargs", *flags])
+    with pytest.raises(InputError, match=f"{words}.*check --opt-kwargs"):
         optim.build_optimizer(cfg, torch.nn.Linear(2, 2), 512)
 
 
