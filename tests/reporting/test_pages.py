@@ -221,6 +221,32 @@ def test_one_run_is_held_against_the_defaults_and_a_published_log_has_nothing_be
     assert "Environment" not in theirs.texts and "Rates and waits" not in theirs.texts and "5 epochs, 0 to 4." in theirs.text
 
 
+def test_runs_of_other_tasks_have_their_own_measures_defaults_and_length(runs, tmp_path):
+    detector, segmenter = tmp_path / "tasks" / "detector", tmp_path / "tasks" / "segmenter"
+    for folder, task, settings, measures in (
+        (detector, "detection", "epochs: 2\nmax_size: [1333, 800]\nlr: 0.1\n", [{"bbox_mAP": 0.3, "bbox_mAP_50": 0.5, "segm_mAP": -1}, {"bbox_mAP": 0.25}]),
+        (segmenter, "segmentation", "iterations: 60\neval_interval: 20\nlr: 0.2\nscales: [0.5, 2.0]\n", [{"mIoU": 0.41}, {"mIoU": 0.425}]),
+    ):
+        folder.mkdir(parents=True)
+        records = [{"epoch": epoch, "train_loss": 1.0, **measured} for epoch, measured in enumerate(measures)]
+        (folder / "log.txt").write_text("".join(json.dumps(record) + "\n" for record in records))
+        (folder / "train_log.txt").write_text("".join(json.dumps({"mode": "val"} | record) + "\n" for record in records))
+        (folder / "args.yaml").write_text(f"# python -m {task} --config <this file> runs this again.\n{settings}")
+    for name in (detector, segmenter, tmp_path / "tasks", tmp_path):
+        assert report.main([str(name), "--out", str(tmp_path / f"{name.name}.html")]) == 0
+    boxes, pixels, both, everything = (read_page(tmp_path / f"{name}.html") for name in ("detector", "segmenter", "tasks", tmp_path.name))
+    assert ["detector", "30.00", "0", "25.00", "2"] in boxes.rows and "Box AP at half overlap, %" in boxes.texts and "Mask AP, %" not in boxes.texts
+    assert ["segmenter", "42.50", "1", "42.50", "2"] in pixels.rows and "2 of 3 epochs: unfinished." in pixels.text
+    assert ["max_size", "1333 800"] in boxes.rows and ["lr", "0.0002", "0.1"] in boxes.rows and ["scales", "0.5 2.0"] in pixels.rows
+    assert ["lr", "0.1", "0.2"] in both.rows and ["scales", "-", "0.5 2.0"] in both.rows and "5 settings that only some of the runs have" in both.texts
+    assert [row[0] for row in everything.rows if row[0] in ("second <i>&", "first", "detector", "segmenter")][:4] == [
+        "second <i>&",
+        "first",
+        "detector",
+        "segmenter",
+    ]
+
+
 def test_damaged_neighbours_of_a_log_are_told_and_wrong_names_refused(runs, tmp_path, capsys):
     (runs / "first" / "args.yaml").write_text("epochs: [1\n")
     assert "args.yaml is no YAML" in run_page.run_page([str(runs / "first")])
