@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from timm.scheduler import MultiStepLRScheduler
 from torch import Tensor, nn
@@ -13,17 +14,21 @@ from detection import coco, names, networks
 from detection.batches import Batch, build_plan, build_train_loader, build_val_loader
 from detection.coco import CocoData
 from detection.config import Config
-from detection.evaluation import detect, evaluate
+from detection.evaluation import OVERLAPS, detect, evaluate
 from engine import EvalParts, TrainParts
+from features import class_report
+from features.class_report import ClassReport
 from loading import augment, pixels
 from loading.loaders import loader_settings
 from loading.steps import ImageLoader, StepLoader
-from run import checkpoint, disk
+from run import checkpoint
 from run.checkpoint import TrainState
 from run.errors import InputError
 from sources.progress import Progress
 from utils import Rank, gather_objects, log, unwrap
 
+NAMES = {"bbox": "box", "segm": "mask"}  # on a page, as the next ones
+HEADINGS = {"mAP": "AP", "mAP_50": "AP50", "mAP_75": "AP75", "mAP_s": "AP, small", "mAP_m": "AP, medium", "mAP_l": "AP, large"}
 PLACES = {"": "", "_50": "50: ", "_75": "75: "}  # of the figures that the console shows
 
 
@@ -154,15 +159,29 @@ def score(net: nn.Module, loader: ImageLoader, parts: EvalParts, *, data: CocoDa
 
 
 def report(net: nn.Module, loader: ImageLoader, parts: EvalParts, *, cfg: Config, data: CocoData) -> None:
-    """Evaluate and print the line that ends `--eval`; write the average precision of each class to the CSV file of --report."""
+    """Evaluate and print the line that ends `--eval`; write the average precision of each class to the file of --report."""
     figures, per_class = score(net, loader, parts, data=data, metrics=cfg.scored)
     if cfg.report and parts.rank.is_main:
-        with disk.writing_csv(Path(cfg.report), ["class", *(f"{metric}_mAP" for metric in cfg.scored)], flag="--report") as writer:
-            for name in data.class_names:
-                writer.writerow([name, *(f"{per_class[metric][name]:.6f}" if name in per_class[metric] else "" for metric in cfg.scored)])
+        class_report.write(cfg, described(figures, per_class, data, loader, metrics=cfg.scored))
     num_skipped = loader.damage.num_skipped
     skipped = f"  damaged images left out: {num_skipped}" if num_skipped else ""
     log.info("Average precision on the %d test images: %s%s", len(data) - num_skipped, told_figures(figures, cfg.scored), skipped)
+
+
+def described(figures: dict[str, float], per_class: dict, data: CocoData, loader: ImageLoader, *, metrics: tuple[str, ...]) -> ClassReport:
+    """What was found, for the file of --report; the objects of a class are those that are no crowd."""
+    left_out = set(loader.damage.reasons)
+    counts = sum((data.num_objects(i) for i in range(len(data)) if data.file(i) not in left_out), start=np.zeros(len(data.class_names), np.int64))
+    headings = {f"{metric}_{name}": f"{NAMES[metric]} {heading}" for metric in metrics for name, heading in HEADINGS.items()}
+    return ClassReport(
+        figures=figures,
+        per_class={f"{metric}_mAP{place}": per_class[metric + place] for metric in metrics for place in OVERLAPS},
+        class_names=data.class_names,
+        judged=f"{len(data) - len(left_out)} images with {counts.sum()} objects." + (f" {len(left_out)} damaged images were left out." if left_out else ""),
+        counted="objects",
+        counts=counts.tolist(),
+        headings=headings,
+    )
 
 
 def announce(cfg: Config, loader: StepLoader, rank: Rank) -> None:

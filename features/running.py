@@ -104,9 +104,12 @@ def train(cfg: BackboneConfig, task: Task, rank, held: contextlib.ExitStack) -> 
 def evaluate(cfg: BackboneConfig, task: Task, rank) -> int:
     """Evaluate the weights of --resume, ours or published ones, and print one line of figures. The exit code."""
     import engine
+    from features import class_report
     from run import checkpoint, hardware
     from run.folder import choose_folder, find_checkpoint
 
+    if rank.is_main:
+        class_report.check_writable(cfg)
     _, data = task.open_data(cfg, rank)
     source = find_checkpoint(cfg, choose_folder(cfg), rank)
     saved = checkpoint.read(source)

@@ -26,9 +26,9 @@ MAY_IMPORT = {
     "preflight": "utils run loading model losses datasets engine distillation measuring",
     "refining": "utils run loading sources datasets engine",
     "publishing": "run model deployment measuring",
-    "features": "utils run model loading engine deployment",
+    "features": "utils run model loading engine deployment reporting",
     "detection": "utils run loading sources engine features deployment",
-    "segmentation": "utils run loading sources engine features deployment",
+    "segmentation": "utils run loading sources engine features deployment reporting",
 }
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("[!.]*/__init__.py") if path.parent.name not in ("tests", "benchmarks"))
 COMMANDS = {path.stem for path in ROOT.glob("*.py")} - set(MAY_IMPORT)

@@ -80,6 +80,7 @@ def test_classes_pairs_and_mistakes_are_those_worked_out_by_hand():
     found = outcomes.by_class(HAND, 4)
     assert found[0] == (0, 3, 1, pytest.approx(2.15 / 3), 1, 2, 1) and found[3] == (3, 0, 0, 0.0, None, 0, 0)
     assert outcomes.confused_pairs(HAND) == [(0, 1, 2), (1, 0, 1)]
+    assert outcomes.pairs_of_matrix(outcomes.confusion(HAND, 3)) == outcomes.confused_pairs(HAND)
     assert outcomes.confident_mistakes(HAND, 2).tolist() == [2, 1]
     assert outcomes.confusion(HAND, 3).tolist() == [[1, 2, 0], [1, 1, 0], [0, 0, 1]]
     halves = [Outcomes(*(getattr(HAND, name)[part] for name in Outcomes.__dataclass_fields__)) for part in (slice(1, None, 2), slice(0, None, 2))]
