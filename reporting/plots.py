@@ -114,7 +114,8 @@ def _limits(runs: list[Run], panel: Panel) -> tuple[float, float]:
     """Lowest and highest value to show, with a margin; of losses, that of the first epochs does not count."""
     points = [point for run in runs for point in _visible(run, panel)]
     first, last = min(epoch for epoch, _ in points), max(epoch for epoch, _ in points)
-    settled = first + int(SETTLED_AFTER * (last - first)) if "loss" in panel.key else first  # of a short run nothing is left out
+    fall = SETTLED_AFTER * (last - first)
+    settled = first + fall if "loss" in panel.key and fall >= 1 else first  # of a short run no epoch is left out
     values = [value for epoch, value in points if epoch >= settled]
     margin = 0.04 * (max(values) - min(values)) or 0.04 * abs(values[0]) or 1.0
     return min(values) - margin, max(values) + margin

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "distillation": "utils run loading model datasets engine",
     "deployment": "utils run loading sources datasets engine",
     "robustness": "utils run loading sources datasets engine reporting",
-    "reporting": "run loading model distillation",
+    "reporting": "run loading model distillation deployment",
     "measuring": "utils run model loading losses engine distillation deployment reporting",
     "preflight": "utils run loading model losses datasets engine distillation measuring",
     "refining": "utils run loading sources datasets engine",
