@@ -183,7 +183,11 @@ def _refuse_class_count(cfg: Config, teacher_count: int, num_classes: int) -> No
 
 def read_weights(cfg: Config) -> dict[str, Tensor]:
     """Weights at --teacher-path, under the names they have there."""
-    return checkpoint.weights(checkpoint.read(cfg.teacher_path), where=f"--teacher-path {cfg.teacher_path}")
+    try:
+        saved = checkpoint.read(cfg.teacher_path)
+    except InputError as error:
+        raise InputError(f"--teacher-path {error}; train the teacher first or name another file, or --distillation-type none for a run without one") from error
+    return checkpoint.weights(saved, where=f"--teacher-path {cfg.teacher_path}")
 
 
 def hash_weights(state: dict[str, Tensor]) -> str:
