@@ -43,12 +43,21 @@ def evaluation_page(document: dict, sections: Sections, *, num_skipped: int) -> 
     clean = document["accuracies"]["clean"]
     weights = f"{document['weights']}{', EMA weights' if document['use_ema'] else ''}"
     intro = [
-        f"Weights {weights}; images of {document['input_size']} pixels, crop {document['crop_pct']:g}; {document['num_classes']} classes.",
+        f"Weights {weights}; images of {document['input_size']} pixels, crop {document['crop_pct']:g}{_differing(document)}; "
+        f"{document['num_classes']} classes.",
         f"{clean['num_images']} images: top-1 {clean['acc1']:.2f} %, top-5 {clean['acc5']:.2f} %, loss {clean['loss']:.4f}.",
     ]
     if num_skipped:
         intro.append(f"{num_skipped} damaged images were left out.")
     return pages.page(f"Evaluation of {document['model']}", intro, [*_sets(document), *sections])
+
+
+def _differing(document: dict) -> str:
+    """What is not as usual in how images were cropped and the network asked."""
+    said = [f"mode {document['crop_mode']}"] if document["crop_mode"] != "center" else []
+    said += [f"resampling {document['interpolation']}"] if document["interpolation"] != "bicubic" else []
+    said += ["each with its mirror image (--tta hflip)"] if document["tta"] != "none" else []
+    return "".join(f", {one}" for one in said)
 
 
 # --- accuracies ------------------------------------------------------------------------------------------------------------------------

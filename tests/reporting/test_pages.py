@@ -96,12 +96,14 @@ def test_the_page_of_fifty_thousand_images_of_a_thousand_classes_stays_small(tmp
     labels = [f"n{i:08d} {NASTY}" for i in range(1000)]
     sections = evaluation_page.evaluation_sections(many, labels, lambda place: (noise, f"val/{NASTY}/{place}.JPEG"))
     document = {"model": "m", "weights": "w", "use_ema": False, "num_classes": 1000, "input_size": 224, "crop_pct": 0.875}
+    document |= {"tta": "hflip", "crop_mode": "squash", "interpolation": "bicubic"}
     document["accuracies"] = {"clean": {"acc1": 75.0, "acc5": 90.0, "loss": 1.0, "num_images": 50_000}}
     (tmp_path / "many.html").write_text(evaluation_page.evaluation_page(document, sections, num_skipped=3), encoding="utf-8")
     page = read_page(tmp_path / "many.html")
     assert (tmp_path / "many.html").stat().st_size < 2_500_000
     assert len(page.all("img")) == evaluation_page.NUM_MISTAKES and len(page.rows) < 1000 + evaluation_page.NUM_PAIRS + 30
-    assert "3 damaged images were left out" in page.text and len(page.all("script")) == 1
+    assert "3 damaged images were left out" in page.text and "crop 0.875, mode squash, each with its mirror image (--tta hflip); 1000" in page.text
+    assert len(page.all("script")) == 1
 
 
 # --- an evaluation ---------------------------------------------------------------------------------------------------------------------
