@@ -505,6 +505,10 @@ def _augmentation_rules(cfg: Config) -> list[tuple[bool, str]]:
         ),
         (cfg.mean is not None and len(cfg.mean) not in (1, 3), "--mean takes one number, or one per channel"),
         (cfg.std is not None and (len(cfg.std) not in (1, 3) or min(cfg.std) <= 0), "--std takes one number above 0, or one per channel"),
+        (
+            max(*(cfg.mean or ()), *(cfg.std or ()), 0, 0) > 1,
+            "--mean and --std are of pixels from 0 to 1: divide values that were taken of pixels from 0 to 255 by 255",
+        ),
         (cfg.mixup_off_epoch > 0 and not cfg.is_mixing, "--mixup-off-epoch ends mixup and CutMix, and neither is on: drop it"),
         (cfg.aug_splits == 1, "--aug-splits 1 is the one view of an image that there is without: use 2 or more, or 0"),
         (cfg.jsd_loss and cfg.aug_splits < 2, "--jsd-loss compares views of an image: add --aug-splits 3"),

@@ -267,6 +267,7 @@ def test_description_tells_of_every_view():
         (["--ratio", "0", "1"], "--ratio takes two ratios"),
         (["--mean", "0.5", "0.5"], "--mean takes one number, or one per channel"),
         (["--std", "0.2", "0.2", "0"], "--std takes one number above 0"),
+        (["--mean", "123.675", "116.28", "103.53"], "--mean and --std are of pixels from 0 to 1: divide"),
         (["--aug-splits=1"], "--aug-splits 1 is the one view"),
         (["--jsd-loss"], "--jsd-loss compares views of an image: add --aug-splits 3"),
         (["--aug-splits=3", "--mixup=0.8"], "add --mixup 0 --cutmix 0"),
