@@ -114,11 +114,16 @@ def _limits(runs: list[Run], panel: Panel) -> tuple[float, float]:
     """Lowest and highest value to show, with a margin; of losses, that of the first epochs does not count."""
     points = [point for run in runs for point in _visible(run, panel)]
     first, last = min(epoch for epoch, _ in points), max(epoch for epoch, _ in points)
-    fall = SETTLED_AFTER * (last - first)
-    settled = first + fall if "loss" in panel.key and fall >= 1 else first  # of a short run no epoch is left out
+    settled = first + fall_epochs(runs) if "loss" in panel.key else first
     values = [value for epoch, value in points if epoch >= settled]
     margin = 0.04 * (max(values) - min(values)) or 0.04 * abs(values[0]) or 1.0
     return min(values) - margin, max(values) + margin
+
+
+def fall_epochs(runs: list[Run]) -> float:
+    """Epochs of falling loss that are let out of the frame; none of short runs, whose first epoch alone would be."""
+    fall = SETTLED_AFTER * (max(run.last_epoch for run in runs) - min(run.records[0]["epoch"] for run in runs))
+    return fall if fall >= 1 else 0.0
 
 
 def _legend_text(run: Run) -> str:
@@ -130,7 +135,8 @@ def _caption(runs: list[Run], smooth_epochs: int) -> str:
     smoothing = f"thin: each epoch; thick: mean of {smooth_epochs // 2 * 2 + 1} epochs around" if smooth_epochs > 1 else "each epoch as it is"
     measures = {run.measure for run in runs}
     best = " or ".join("top-1 accuracy" if key == "test_acc1" else name for key, name in LEADING.items() if key in measures)
-    return f"{smoothing}; in brackets: best {best}, %; the falling loss of the first epochs leaves the frame"
+    leaves = "; the falling loss of the first epochs leaves the frame" if fall_epochs(runs) else ""
+    return f"{smoothing}; in brackets: best {best}, %{leaves}"
 
 
 def _curves_print(runs: list[Run], rows: list[list[Panel]], *, out: Path, smooth_epochs: int) -> None:

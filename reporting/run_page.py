@@ -189,7 +189,7 @@ def _curves(runs: Sequence[Run]) -> tuple[str, Markup]:
     note = (
         f"Thick: mean of {window} epochs around"
         + ("; thin: each epoch." if len(runs) <= MAX_RAW else ".")
-        + " The falling loss of the first epochs leaves the frame."
+        + (" The falling loss of the first epochs leaves the frame." if plots.fall_epochs(list(runs)) else "")
     )
     return section("Curves", charts.legend([run.label for run in runs]), element("div", *figures, class_="charts"), element("p", note, class_="soft"))
 
