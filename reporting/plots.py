@@ -113,7 +113,7 @@ def _lines(run: Run, panel: Panel, smooth_epochs: int) -> tuple[Points, Points]:
 def _limits(runs: list[Run], panel: Panel) -> tuple[float, float]:
     """Lowest and highest value to show, with a margin; of losses, that of the first epochs does not count."""
     points = [point for run in runs for point in _visible(run, panel)]
-    first, last = min(epoch for epoch, _ in points), max(epoch for epoch, _ in points)
+    first = min(epoch for epoch, _ in points)
     settled = first + fall_epochs(runs) if "loss" in panel.key else first
     values = [value for epoch, value in points if epoch >= settled]
     margin = 0.04 * (max(values) - min(values)) or 0.04 * abs(values[0]) or 1.0
