@@ -88,6 +88,7 @@ def test_every_setting_is_read_outside_of_config():
         ([*DIGITS, "--seed", "99999999999999999999"], ["--seed", "more than"]),
         ([*DIGITS, "--opt-kwargs", "eps=1", "lr=1"], ["--opt-kwargs cannot set eps, lr"]),
         ([*DIGITS, "--lr-base-scale", "sqrt"], ["--lr-base-scale", "--lr-base is scaled: add it"]),
+        ([*DIGITS, "--lr-base", "0.1", "--lr=1e-3"], ["--lr beside --lr-base 0.1", "--lr-base none"]),
         ([*DIGITS, "--lr-cycle-limit", "2", "--sched", "step"], ["--sched step has no cycles"]),
         ([*DIGITS, "--lr-cycle-mul", "2"], ["add --lr-cycle-limit"]),
         ([*DIGITS, "--sched-on-updates", "--sched", "plateau"], ["drop --sched-on-updates"]),
