@@ -2,8 +2,8 @@
 
     python fuse_eval.py --model recnext_m1 --resume pretrain/recnext_m1_distill_300e_fused.pt --data-path ~/imagenet
 
-Takes every setting of main.py (`python main.py --help`) but those of robustness. --resume is what publish.py --fused writes (a TorchScript program, which is run as it
-is, or the safetensors beside it), or any checkpoint, which is fused first."""
+Takes every setting of main.py (`python main.py --help`) but those of robustness. --resume is what publish.py --fused writes (a TorchScript
+program, which is run as it is, or the safetensors beside it), or any checkpoint, which is fused first."""
 
 import argparse
 import sys
