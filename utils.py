@@ -6,6 +6,7 @@ import logging
 import random
 import subprocess
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,8 @@ def wrap_distributed(net: nn.Module, rank: Rank, *, accum_steps: int) -> nn.Modu
         return net
     distributed = nn.parallel.DistributedDataParallel
     parameters = inspect.signature(distributed).parameters
+    # Of a kernel of one channel, which lies in memory one way only, strides can be written two ways, and it compares them.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"  # torch 2.15 renamed it
     return distributed(net, **{name: False}, gradient_as_bucket_view=True, static_graph=accum_steps == 1)
 

@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import main
 from sources.sets import load_digits
@@ -27,6 +29,21 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as nohup does
 def _few_threads_and_own_cache(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+LOADERS: weakref.WeakSet[DataLoader] = weakref.WeakSet()
+start_iterator = DataLoader._get_iterator
+DataLoader._get_iterator = lambda loader: (LOADERS.add(loader), start_iterator(loader))[1]
+
+
+@pytest.fixture(autouse=True)
+def _loader_processes_end():
+    """With the test: those of an error that is still held would be collected later, in a reference cycle, where torch waits 5 seconds for each."""
+    yield
+    for loader in list(LOADERS):
+        if loader._iterator is not None and loader.persistent_workers:
+            iterator, loader._iterator = loader._iterator, None
+            iterator._shutdown_workers()
 
 
 @pytest.fixture(scope="session")
@@ -109,9 +126,9 @@ def environment(**env: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", **env}
 
 
-def start(*args: str, has_own_stderr: bool = False, **env: str) -> Forked:
+def start(*args: str, has_own_stderr: bool = False, output: Path | None = None, **env: str) -> Forked:
     """A command of the project, from the root, in a process of its own that has imported it already."""
-    STARTED.append(Forked(args, environment(**env), has_own_stderr=has_own_stderr))
+    STARTED.append(Forked(args, environment(**env), has_own_stderr=has_own_stderr, output=output))
     return STARTED[-1]
 
 

@@ -11,7 +11,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 FEW = {"depths": (1, 1, 1, 1)}
-FEW_BLOCKS = {  # what leaves a network of every kind few blocks, where that can be told
+FEW_BLOCKS = {  # what leaves a network of a kind few blocks, or narrow ones
     "convnext_femto_downsample_a": FEW,
     "convnext_femto_downsample_b": FEW,
     "lsnet_t": {"depths": (0, 1, 2, 2)},
@@ -26,6 +26,8 @@ FEW_BLOCKS = {  # what leaves a network of every kind few blocks, where that can
     "recnext_t_share_channel": {"depths": (0, 1, 1, 5)},
     "repnext_m0": FEW,
     "repnext_m0e": FEW,
+    "rexnetv1": {"depth_mult": 0.5},
+    "rexnetv1_lite": {"multiplier": 0.5},
     "repvit_m0_6": {"blocks": ((40, 1, 1), (40, 0, 1), (80, 0, 2), (160, 1, 2), (320, 0, 2), (320, 1, 1))},
 }
 
@@ -34,6 +36,11 @@ def build(name: str, size: tuple[int, int] = SIZE, **kwargs) -> nn.Module:
     """Our model for images of that size, where the model cares."""
     is_fixed = timm.get_pretrained_cfg(name).fixed_input_size
     return model.create_model(name, **({"img_size": size} if is_fixed else {}), **kwargs)
+
+
+def build_few(name: str, size: tuple[int, int] = SIZE, **kwargs) -> nn.Module:
+    """The same with few blocks, where that can be told."""
+    return build(name, size, **FEW_BLOCKS.get(name, {}), **kwargs)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import torch
 from benchmarks import gpu, gpu_report, inference, layouts, loader, mixers, models, soak, sources
 from model.layers import ConvNorm
 from run.errors import InputError
-from tests.conftest import ROOT, TINY, run_forked
+from tests.conftest import ROOT, TINY, run_forked, start
 from tools import bench_data
 
 
@@ -155,6 +155,8 @@ def test_bench_data_names_what_would_limit_a_run_with_stored_labels():
 @pytest.mark.slow
 def test_a_run_that_is_killed_twice_ends_like_one_left_alone(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(soak, "RESULTS", tmp_path / "RESULTS.md")
+    run = lambda flags, folder, output: start("main.py", *flags, f"--output_dir={folder}", "--resume=auto", output=output)  # noqa: E731
+    monkeypatch.setattr(soak, "start", run)
     flags = [*TINY, "--checkpoint-steps=1", "--batch-size=128", "--mix-group-size=128", "--num_workers=1"]
     soak.soak(["--kills=2", "--steps=16", "--record", *flags])
     out = capsys.readouterr().out

@@ -407,7 +407,7 @@ def test_missing_packages_are_named_with_their_cure(trained, tmp_path, monkeypat
 @pytest.mark.parametrize(("fmt", "dtype"), [(coreml.PROGRAM, torch.float16), (coreml.LEGACY, torch.float32)], ids=["program", "legacy"])
 def test_resizing_by_a_fraction_stays_nearest_and_float16_reports_its_difference(fmt, dtype, tmp_path):
     """At 96 pixels the last stage goes from 2 x 2 to 3 x 3, which the old format would do bilinearly."""
-    trained = make_trained("recnext_a0", tmp_path, size=96)
+    trained = make_trained("recnext_a0", tmp_path, size=96, **FEW)
     figures = verify.write_verified(trained, tmp_path / ("net" + (".mlpackage" if fmt is coreml.PROGRAM else ".mlmodel")), fmt, dtype=dtype)["verified"]
     assert figures["precision"] == str(dtype).removeprefix("torch.")
     assert figures["largest_relative_difference"] < 1e-5 if dtype == torch.float32 else 1e-5 < figures["largest_relative_difference"] < 2e-2

@@ -14,7 +14,7 @@ import model
 import utils
 from benchmarks.models import to_plain
 from model.registration import REGISTERED
-from tests.nets import BATCH_NORMS, FEW_BLOCKS, SIZE, build, images, randomise, relative_error
+from tests.nets import BATCH_NORMS, SIZE, build, build_few, images, randomise, relative_error
 
 NAMES = model.list_models()
 
@@ -51,7 +51,7 @@ def test_forward_shape_and_every_weight_learns(name):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_fused_is_close_complete_and_final(name):
-    net = randomise(build(name, num_classes=7, distillation=True)).eval()
+    net = randomise(build_few(name, num_classes=7, distillation=True)).eval()
     with torch.no_grad():
         reference = net(images())
         fused = utils.replace_batchnorm(net)
@@ -65,7 +65,7 @@ def test_fused_is_close_complete_and_final(name):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_fused_is_exact_by_either_way_to_fuse(name):
-    net = randomise(build(name, num_classes=7, distillation=True)).double().eval()
+    net = randomise(build_few(name, num_classes=7, distillation=True)).double().eval()
     x = images(dtype=torch.float64)
     with torch.no_grad():
         reference = net(x)
@@ -76,7 +76,7 @@ def test_fused_is_exact_by_either_way_to_fuse(name):
 @pytest.mark.parametrize("is_fused", [False, True], ids=["trained", "fused"])
 @pytest.mark.parametrize("name", KINDS)
 def test_network_scripts_traces_and_exports(name, is_fused, tmp_path):
-    net = randomise(build(name, num_classes=7, distillation=True, **FEW_BLOCKS.get(name, {}))).eval()
+    net = randomise(build_few(name, num_classes=7, distillation=True)).eval()
     net = utils.replace_batchnorm(net) if is_fused else net
     torch.jit.script(net).save(tmp_path / "net.pt")
     x = images()
@@ -107,9 +107,9 @@ def test_features_only(name):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_chosen_features_need_no_later_layers(name):
-    net = build(name, features_only=True, out_indices=(0, 2))
+    net = build_few(name, features_only=True, out_indices=(0, 2))
     assert [feature.shape[1] for feature in net(images())] == net.feature_info.channels()
-    full = build(name).eval()
+    full = build_few(name).eval()
     assert sum(p.numel() for p in net.parameters()) < sum(p.numel() for p in full.parameters())
     assert [info["module"] in dict(full.named_modules()) for info in full.feature_info] == [True] * 4
     full.load_state_dict({key: value for key, value in net.model.state_dict().items() if not key.startswith("head.")}, strict=False)
@@ -171,7 +171,7 @@ def test_config_shapes_heads_and_groups(name):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_heads_come_off(name):
-    net = randomise(build(name, num_classes=7, distillation=True, **FEW_BLOCKS.get(name, {}))).eval()
+    net = randomise(build_few(name, num_classes=7, distillation=True)).eval()
     x = images()
     with torch.no_grad():
         maps = net.forward_features(x)
@@ -182,18 +182,17 @@ def test_heads_come_off(name):
         assert torch.equal(net(x), pooled)
         net.reset_classifier(0, "")
         assert torch.equal(net(x), maps)
-        bare = build(name, num_classes=0, global_pool="", **FEW_BLOCKS.get(name, {})).eval()
+        bare = build_few(name, num_classes=0, global_pool="").eval()
         assert bare(x).shape == maps.shape
     cfg = model.create_model(name).pretrained_cfg  # the plain network's, which has its heads
-    assert {f"{layer}.weight" for layer in as_tuple(cfg["classifier"])} <= set(build(name, **FEW_BLOCKS.get(name, {})).state_dict()) - set(bare.state_dict())
+    assert {f"{layer}.weight" for layer in as_tuple(cfg["classifier"])} <= set(build_few(name).state_dict()) - set(bare.state_dict())
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_copies_compute_the_same_and_unknown_options_are_refused(name, tmp_path):
-    settings = {"num_classes": 7, **FEW_BLOCKS.get(name, {})}
-    net = randomise(build(name, **settings)).eval()
+    net = randomise(build_few(name, num_classes=7)).eval()
     torch.save(net.state_dict(), tmp_path / "net.pth")
-    loaded = build(name, **settings).eval()
+    loaded = build_few(name, num_classes=7).eval()
     loaded.load_state_dict(torch.load(tmp_path / "net.pth", weights_only=True))
     copies = [loaded, copy.deepcopy(net), pickle.loads(pickle.dumps(net))]
     with torch.no_grad():
@@ -202,7 +201,7 @@ def test_copies_compute_the_same_and_unknown_options_are_refused(name, tmp_path)
         copies[1].get_parameter(next(key for key, _ in net.named_parameters())).zero_()
         assert torch.equal(net(images()), expected)
     with pytest.raises(TypeError, match="drop_pathh"):
-        build(name, drop_pathh=0.1)
+        build_few(name, drop_pathh=0.1)
 
 
 def train_once(net: nn.Module, x: Tensor, *, grad_checkpointing: bool) -> tuple[dict[str, Tensor], int]:
@@ -226,7 +225,7 @@ def train_once(net: nn.Module, x: Tensor, *, grad_checkpointing: bool) -> tuple[
 @pytest.mark.parametrize("name", KINDS)
 def test_gradient_checkpointing_changes_memory_alone(name):
     """Gradients, random draws and BatchNorm's statistics, which see a batch twice, are those of the plain step, bit for bit."""
-    net = randomise(build(name, num_classes=7, distillation=True, drop_path_rate=0.2, **FEW_BLOCKS.get(name, {}))).train()
+    net = randomise(build_few(name, num_classes=7, distillation=True, drop_path_rate=0.2)).train()
     (plain, plain_bytes), (saving, saving_bytes) = (train_once(net, images(), grad_checkpointing=flag) for flag in (False, True))
     assert plain.keys() == saving.keys()
     assert [key for key in plain if not torch.equal(plain[key], saving[key])] == []
@@ -241,7 +240,7 @@ def test_gradient_checkpointing_changes_memory_alone(name):
 @pytest.mark.parametrize("name", ["recnext_t_share_channel", "repvit_m0_6"])
 def test_gradient_checkpointing_compiles(name):
     torch._dynamo.reset()
-    net = randomise(build(name, num_classes=7, distillation=True, **FEW_BLOCKS[name])).train()
+    net = randomise(build_few(name, num_classes=7, distillation=True)).train()
     plain, _ = train_once(net, images(), grad_checkpointing=False)
     net.compile(backend="aot_eager")
     compiled, _ = train_once(net, images(), grad_checkpointing=True)
@@ -254,7 +253,7 @@ def test_gradient_checkpointing_compiles(name):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_distillation_trains_a_pair_of_logits_and_evaluates_their_mean(name):
-    net = build(name, num_classes=7, distillation=True)
+    net = build_few(name, num_classes=7, distillation=True)
     outputs = net(images())
     if isinstance(outputs, Tensor):  # one output, for both terms of the loss
         assert outputs.shape == (2, 7)
@@ -266,14 +265,14 @@ def test_distillation_trains_a_pair_of_logits_and_evaluates_their_mean(name):
             module.eval()  # so that both modes see the same statistics
     pair, mean = net(images()), net.eval()(images())
     torch.testing.assert_close(sum(pair) / 2, mean)
-    assert build(name, num_classes=7, distillation=False)(images()).shape == (2, 7)
+    assert build_few(name, num_classes=7, distillation=False)(images()).shape == (2, 7)
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_drop_path_and_dropout_act_in_training_only(name):
     torch.manual_seed(0)
     for options in ({"drop_path_rate": 0.5}, {"drop_rate": 0.5}):
-        net = randomise(build(name, num_classes=7, **{"drop_rate": 0.0, "drop_path_rate": 0.0, **options}))
+        net = randomise(build_few(name, num_classes=7, **{"drop_rate": 0.0, "drop_path_rate": 0.0, **options}))
         net.train()
         for module in net.modules():
             if isinstance(module, BATCH_NORMS):
@@ -286,7 +285,7 @@ def test_drop_path_and_dropout_act_in_training_only(name):
 @pytest.mark.parametrize("size", [(32, 32), (33, 50), (97, 64)])
 def test_any_size_gives_what_the_plain_form_does(name, size):
     """Merged kernels, cheaper orders of evaluation and channel factors against the operators they stand for, gradients too."""
-    net = randomise(build(name, size, num_classes=7)).double().eval()
+    net = randomise(build_few(name, size, num_classes=7)).double().eval()
     plain = to_plain(net)
     x = images(1, size, torch.float64)
     outputs = [one(x) for one in (net, plain)]
@@ -298,7 +297,7 @@ def test_any_size_gives_what_the_plain_form_does(name, size):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_channels_last_gives_the_same(name):
-    net = randomise(build(name, num_classes=7)).double().eval()
+    net = randomise(build_few(name, num_classes=7)).double().eval()
     reference = net(images(dtype=torch.float64))
     out = net.to(memory_format=torch.channels_last)(images(dtype=torch.float64).contiguous(memory_format=torch.channels_last))
     assert relative_error(out, reference) < 1e-12
@@ -323,7 +322,7 @@ def test_training_in_channels_last_never_leaves_that_layout(name):
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_stays_finite_and_close(name, dtype):
-    net = randomise(build(name, num_classes=7)).eval()
+    net = randomise(build_few(name, num_classes=7)).eval()
     with torch.no_grad():
         reference = net(images())
         with torch.autocast("cpu", dtype):
@@ -337,18 +336,17 @@ def test_half_precision_stays_finite_and_close(name, dtype):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_pretrained_weights_adapt_to_classes_and_channels(name, tmp_path):
-    few = FEW_BLOCKS.get(name, {})
-    source = build(name, **few)
+    source = build_few(name)
     state = source.state_dict()
     torch.save({"model": state, "epoch": 299}, tmp_path / "weights.pth")  # as published, without a filter of names
     overlay = {"file": str(tmp_path / "weights.pth"), "hf_hub_id": None}
-    same = build(name, pretrained=True, pretrained_cfg_overlay=overlay, **few).state_dict()
+    same = build_few(name, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
     assert all(torch.equal(value, state[key]) for key, value in same.items())
     first = f"{source.pretrained_cfg['first_conv']}.weight"
     rgb = state[first]
     expected = {1: rgb.sum(1, keepdim=True), 4: torch.cat((rgb, rgb[:, :1]), dim=1) * 3 / 4}
     for in_chans, adapted in expected.items():
-        other = build(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=5, in_chans=in_chans, **few).state_dict()
+        other = build_few(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=5, in_chans=in_chans).state_dict()
         torch.testing.assert_close(other[first], adapted)
         same_shape = [key for key, value in state.items() if value.shape == other[key].shape]
         assert len(same_shape) > 0.9 * len(other)

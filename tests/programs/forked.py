@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import runpy
 import signal
+import subprocess
 import sys
 import traceback
 from multiprocessing.connection import Connection
@@ -19,11 +20,12 @@ SERVER = multiprocessing.get_context("forkserver")
 class Forked:
     """`python ARGS` of a script or `-m module`, in a session of its own: `subprocess.Popen` where it is used here."""
 
-    def __init__(self, args: tuple[str, ...], env: dict[str, str], *, has_own_stderr: bool):
+    def __init__(self, args: tuple[str, ...], env: dict[str, str], *, has_own_stderr: bool, output: Path | None = None):
+        """`output`: a file to which it appends all that it says."""
         self.args = args
         SERVER.set_forkserver_preload(PRELOADED)
         ours, theirs = zip(*(SERVER.Pipe(duplex=False) for _ in range(1 + has_own_stderr)), strict=True)
-        self._process = SERVER.Process(target=_run, args=(args, env, theirs[0], theirs[-1]))
+        self._process = SERVER.Process(target=_run, args=(args, env, theirs[0], theirs[-1], output))
         self._process.start()
         for pipe in theirs:
             pipe.close()
@@ -40,8 +42,10 @@ class Forked:
 
     poll = returncode.fget
 
-    def wait(self) -> int:
-        self._process.join()
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout)
         return self.returncode
 
     def communicate(self) -> tuple[str, str | None]:
@@ -63,14 +67,14 @@ def _text(pipe: Connection) -> TextIO:
     return found
 
 
-def _run(args: tuple[str, ...], env: dict[str, str], out: Connection, err: Connection) -> None:
+def _run(args: tuple[str, ...], env: dict[str, str], out: Connection, err: Connection, output: Path | None) -> None:
     """The process's life, as Python begins and ends one."""
     os.setsid()
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(env)
     for number, pipe in ((1, out), (2, err)):
-        os.dup2(pipe.fileno(), number)
+        os.dup2(pipe.fileno() if output is None else os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     out.close()
     if err is not out:
         err.close()
