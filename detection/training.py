@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from timm.scheduler import MultiStepLRScheduler
 from torch import Tensor, nn
 
-from detection import coco, names, networks
+from detection import coco, names, networks, painting
 from detection.batches import Batch, build_plan, build_train_loader, build_val_loader
 from detection.coco import CocoData
 from detection.config import Config
@@ -162,13 +162,25 @@ def report(net: nn.Module, loader: ImageLoader, parts: EvalParts, *, cfg: Config
     """Evaluate and print the line that ends `--eval`; write the average precision of each class to the file of --report."""
     figures, per_class = score(net, loader, parts, data=data, metrics=cfg.scored)
     if cfg.report and parts.rank.is_main:
-        class_report.write(cfg, described(figures, per_class, data, loader, metrics=cfg.scored))
+        described = report_of(figures, per_class, data, loader, metrics=cfg.scored)
+        shown = seen(net, data, tuple(cfg.max_size), parts.rank.device) if class_report.is_page(cfg) else ()
+        class_report.write(cfg, dataclasses.replace(described, views=shown))
     num_skipped = loader.damage.num_skipped
     skipped = f"  damaged images left out: {num_skipped}" if num_skipped else ""
     log.info("Average precision on the %d test images: %s%s", len(data) - num_skipped, told_figures(figures, cfg.scored), skipped)
 
 
-def described(figures: dict[str, float], per_class: dict, data: CocoData, loader: ImageLoader, *, metrics: tuple[str, ...]) -> ClassReport:
+def seen(net: nn.Module, data: CocoData, max_size: tuple[int, int], device: torch.device) -> Iterator[class_report.View]:
+    """A few pictures with their objects, and with those that the network finds."""
+
+    def look(place: int, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        truth, found = data.target(place, has_masks=False), painting.found_in(net, picture, max_size, device)
+        return painting.overlay(picture, truth, data.class_names), painting.overlay(picture, found, data.class_names)
+
+    return class_report.views([data.file(i) for i in range(len(data))], look)
+
+
+def report_of(figures: dict[str, float], per_class: dict, data: CocoData, loader: ImageLoader, *, metrics: tuple[str, ...]) -> ClassReport:
     """What was found, for the file of --report; the objects of a class are those that are no crowd."""
     left_out = set(loader.damage.reasons)
     counts = sum((data.num_objects(i) for i in range(len(data)) if data.file(i) not in left_out), start=np.zeros(len(data.class_names), np.int64))

@@ -2,24 +2,49 @@
 
 import dataclasses
 import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
+from features import pictures
 from features.config import BackboneConfig
 from reporting import charts, pages
 from reporting.pages import Markup, element, number, section
 from run import disk
+from run.errors import DamagedImage
 
 PAGE, NUMBERS = ".html", ".json"
+NUM_VIEWS, SIDE = 12, 320  # pictures on the page, and pixels of the long side of each
 Figures = dict[str, float]  # by name, fractions of 1
+
+
+class View(NamedTuple):
+    """A picture's name, and the picture under what is there and under what was found, both (H, W, 3) uint8."""
+
+    name: str
+    truth: np.ndarray
+    found: np.ndarray
+
+
+def views(files: Sequence[str], look: Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]) -> Iterator[View]:
+    """A few of the `files`, evenly spread, without damaged ones: `look` gives the two pictures of a View for a place and the image there, as it lies."""
+    for k in range(count := min(NUM_VIEWS, len(files))):
+        place = k * len(files) // count
+        try:
+            picture = pictures.read_picture(files[place], turns=False)
+        except DamagedImage:
+            continue
+        yield View(Path(files[place]).name, *look(place, picture))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassReport:
     """`figures`: those of the whole, by published name. `per_class`: columns by published name, each by class, without those that it is not
     defined for. All fractions of 1; -1 where there is nothing to measure. `counted` says what `counts` counts, by class. `headings`: what the page
-    calls figures and columns; `judged`: a sentence on what was evaluated; `sections`: further parts of the page."""
+    calls figures and columns; `judged`: a sentence on what was evaluated; `sections`: further parts of the page; `views`: pictures for it."""
 
     figures: Figures
     per_class: dict[str, Figures]
@@ -29,6 +54,12 @@ class ClassReport:
     counts: list[int]
     headings: dict[str, str]
     sections: tuple[tuple[str, Markup], ...] = ()
+    views: Iterable[View] = ()
+
+
+def is_page(cfg: BackboneConfig) -> bool:
+    """Whether --report asks for a page."""
+    return bool(cfg.report) and Path(cfg.report).suffix.lower() == PAGE
 
 
 def check_writable(cfg: BackboneConfig) -> None:
@@ -40,8 +71,8 @@ def check_writable(cfg: BackboneConfig) -> None:
 def write(cfg: BackboneConfig, report: ClassReport) -> None:
     """Write the file of --report. InputError where it cannot be written."""
     path = Path(cfg.report)
-    if path.suffix.lower() in (PAGE, NUMBERS):
-        text = _page(cfg, report) if path.suffix.lower() == PAGE else _numbers(cfg, report)
+    if is_page(cfg) or path.suffix.lower() == NUMBERS:
+        text = _page(cfg, report) if is_page(cfg) else _numbers(cfg, report)
         with disk.writing(f"--report {path}", "name another file"):
             disk.write_whole(path, text)
         return
@@ -62,7 +93,23 @@ def _page(cfg: BackboneConfig, report: ClassReport) -> str:
     figures = section("Figures", pages.table(("figure", "%"), rows, caption="Of all classes together"))
     size = " x ".join(map(str, cfg.max_size))
     used = f"Weights {cfg.resume}; images resized to fit into {size} pixels; {len(report.class_names)} classes."
-    return pages.page(f"Evaluation of {cfg.model}, {cfg.command.rpartition(' ')[2]}", [used, report.judged], [figures, _classes(report), *report.sections])
+    sections = [figures, _classes(report), *report.sections, *_pictures(report.views)]
+    return pages.page(f"Evaluation of {cfg.model}, {cfg.command.rpartition(' ')[2]}", [used, report.judged], sections)
+
+
+def _pictures(shown: Iterable[View]) -> list[tuple[str, Markup]]:
+    """A gallery of pairs: what is there, and what was found."""
+    figures = []
+    for one in shown:
+        pair = (
+            pages.image(pages.shrunk(Image.fromarray(view), SIDE), f"{one.name}: {what}")
+            for view, what in ((one.truth, "what is there"), (one.found, "what was found"))
+        )
+        figures.append(pages.figure(element("div", *pair, class_="pair"), one.name))
+    if not figures:
+        return []
+    said = element("p", f"{len(figures)} of the pictures, evenly spread; left what is there, right what was found.", class_="soft")
+    return [section("Pictures", said, element("div", *figures, class_="gallery wide"))]
 
 
 def _percent(value: float | None) -> pages.Cell:

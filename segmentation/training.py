@@ -1,8 +1,10 @@
 """A segmenter's part of a run: its data, its network, its schedule, what it puts into the training loop, and its evaluation."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from timm.scheduler import PolyLRScheduler
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from run import checkpoint
 from run.checkpoint import TrainState
 from run.errors import InputError
 from segmentation import data as pairs
-from segmentation import names, networks
+from segmentation import names, networks, painting
 from segmentation.batches import Batch, build_plan, build_train_loader, build_val_loader
 from segmentation.classes import ADE20K, Classes, numbered, read_classes
 from segmentation.config import METRICS, Config
@@ -166,13 +168,26 @@ def report(net: nn.Module, loader: ImageLoader, parts: EvalParts, *, cfg: Config
     matrix = counted(net, loader, parts, num_classes=len(data.class_names))
     figures, per_class = summary(matrix, data.class_names)
     if cfg.report and parts.rank.is_main:
-        class_report.write(cfg, described(figures, per_class, matrix, data, loader))
+        described = report_of(figures, per_class, matrix, data, loader)
+        shown = seen(net, data, tuple(cfg.max_size), parts.rank.device) if class_report.is_page(cfg) else ()
+        class_report.write(cfg, dataclasses.replace(described, views=shown))
     num_skipped = loader.damage.num_skipped
     skipped = f"  damaged ones left out: {num_skipped}" if num_skipped else ""
     log.info("Segmentation of the %d test pictures: %s%s", len(data) - num_skipped, told_figures(figures), skipped)
 
 
-def described(figures: dict[str, float], per_class: dict, matrix: Tensor, data: SegData, loader: ImageLoader) -> ClassReport:
+def seen(net: nn.Module, data: SegData, max_size: tuple[int, int], device: torch.device) -> Iterator[class_report.View]:
+    """A few pictures under their labels, and under those that the network gives them."""
+    palette = data.classes.palette
+
+    def look(place: int, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = painting.labelled(net, picture, max_size, device, where=data.image_file(place))
+        return painting.overlay(picture, data.labels(place), palette), painting.overlay(picture, found, palette)
+
+    return class_report.views([data.image_file(i) for i in range(len(data))], look)
+
+
+def report_of(figures: dict[str, float], per_class: dict, matrix: Tensor, data: SegData, loader: ImageLoader) -> ClassReport:
     """What was found, for the file of --report, with what each class is taken for."""
     counts = matrix.cpu().numpy()
     num_skipped = loader.damage.num_skipped

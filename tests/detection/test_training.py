@@ -264,6 +264,7 @@ def test_evaluation_reports_the_last_epochs_figures_of_ours_and_of_the_published
     shown = read_page(page)
     classes = {row[0]: row[2:5] for row in shown.rows if len(row) == 8}
     assert [classes[row["class"]] for row in rows] == [[f"{100 * float(row[column]):.2f}" for column in list(row)[1:]] for row in rows]
+    assert len(shown.all("img")) == 2 * 6 and shown.all("img")[0]["alt"].endswith(": what is there")
     assert ["mask AP75", f"{100 * record['segm_mAP_75']:.2f}"] in shown.rows
     with pytest.raises(InputError, match="classes.html cannot be written"):  # before anything is evaluated
         short_run("--eval", f"--resume={whole / 'checkpoint_last.pth'}", f"--report={tmp_path / 'no' / 'classes.html'}")

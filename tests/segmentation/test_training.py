@@ -217,6 +217,7 @@ def test_evaluation_reports_the_last_figures_of_ours_and_of_the_published_form(w
     shown = read_page(page)
     classes = {row[0]: row[1:] for row in shown.rows if len(row) == 4}
     assert [classes[row["class"]][1] for row in rows] == [f"{100 * float(row['IoU']):.2f}" if row["IoU"] else "-" for row in rows]
+    assert len(shown.all("img")) == 2 * 5
     matrix = [[int(count) for count in row[1:]] for row in shown.rows[-4:]]
     assert [sum(row) for row in matrix] == [int(classes[row["class"]][0]) for row in rows]
     assert sum(matrix[k][k] for k in range(4)) / sum(map(sum, matrix)) == pytest.approx(record["aAcc"], abs=1e-6)
