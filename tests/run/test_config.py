@@ -167,3 +167,10 @@ def test_help_needs_no_torch_and_names_every_flag():
     done = run_command("-c", code)
     assert done.returncode == 0, done.stderr
     assert [name for name in config.SETTINGS.fields if f"--{name.replace('_', '-')}" not in done.stdout] == []
+
+
+def test_help_tells_every_default():
+    parser = config.SETTINGS.build_parser()
+    told = {action.dest: parser._get_formatter()._get_help_string(action) for action in parser._actions if action.dest in config.SETTINGS.fields}
+    assert [name for name, text in told.items() if not text.endswith("]") and "default" not in text] == []
+    assert told["layer_decay"].endswith("timm's [none]") and told["lr"].endswith(" [0.001]")
