@@ -301,13 +301,14 @@ class Meter:
             self.bar.show(step, self.status())
 
     def status(self) -> str:
-        """What the bar says: loss, rate, ends, the part of the time that went into waiting for data, and the most memory of a GPU that was taken."""
+        """What the bar says: loss, rate, the part of the time that went into waiting for data, when epoch and run end, and the most memory of a GPU
+        that was taken; of a narrow terminal's line the end is cut off."""
         rates, (epoch_left_s, run_left_s) = self.rates(), self.left_s()
         loss = "" if math.isnan(self.loss) else f"loss {self.loss:.4f}  "  # there is none before it is first asked for
         memory = f"  {torch.cuda.max_memory_allocated(self.device) / 2**30:.1f} GiB" if self.device.type == "cuda" else ""
         return (
-            f"{loss}{rates['images_per_s']:.0f} images/s  ends in {clock(epoch_left_s)}, the run in {clock(run_left_s)}  "
-            f"data {100 * rates['data_wait_s'] / rates['epoch_s']:.0f} %{memory}"
+            f"{loss}{rates['images_per_s']:.0f} images/s  data {100 * rates['data_wait_s'] / rates['epoch_s']:.0f} %  "
+            f"ends in {clock(epoch_left_s)}, run in {clock(run_left_s)}{memory}"
         )
 
     def report(self, loss: float, lr: float) -> None:

@@ -2,9 +2,10 @@
 
     python fuse_eval.py --model recnext_m1 --resume pretrain/recnext_m1_distill_300e_fused.pt --data-path ~/imagenet
 
-Takes every setting of main.py but those of robustness. --resume is what publish.py --fused writes (a TorchScript program, which is run as it
-is, or the safetensors beside it), or any checkpoint, which is fused first."""
+Takes every setting of main.py (`python main.py --help`) but those of robustness. --resume is what publish.py --fused writes (a TorchScript
+program, which is run as it is, or the safetensors beside it), or any checkpoint, which is fused first."""
 
+import argparse
 import sys
 
 import utils
@@ -16,6 +17,8 @@ from run.errors import InputError
 
 
 def main(argv: list[str]) -> int:
+    own = argparse.ArgumentParser(prog="fuse_eval.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    _, argv = own.parse_known_args(argv)  # main.py's help would be of main.py
     cfg, notes = config.parse(["--eval", *argv])
     rank = process.start_process(cfg.device, cfg.seed)
     for note in notes:

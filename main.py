@@ -18,13 +18,14 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
     import utils
     from distillation import labelling
     from loading import augment
-    from run import checkpoint, clipping, compiling, hardware, network, records, signals, watch
+    from run import checkpoint, clipping, compiling, hardware, network, records, signals, trackers, watch
     from run.folder import claim_folder, find_checkpoint
     from run.state import build_state
 
     amp_dtype = hardware.pick_amp(cfg.amp, rank.device)
     memory_format = hardware.pick_memory_format(cfg.memory_format, rank.device, amp_dtype)
     stop = signals.StopRequest()
+    trackers.require_package(cfg)
     train_images, val_images = datasets.open_images(cfg)
     folder = claim_folder(cfg, rank, held)
     loader, val_loader = datasets.build_train_loader(cfg, train_images, rank, folder), datasets.build_val_loader(cfg, val_images, rank, folder)

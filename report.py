@@ -8,9 +8,12 @@ A run is its folder, its log.txt or another log that compare_logs.py reads. The 
 import argparse
 import sys
 
+from detection.config import SETTINGS as DETECTION
 from reporting.plots import PAGE_SUFFIX, checked_path
 from reporting.run_page import run_page
+from run.config import SETTINGS
 from run.errors import InputError
+from segmentation.config import SETTINGS as SEGMENTATION
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -25,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         out = checked_path(args.out, flag="--out", endings=(PAGE_SUFFIX,))
-        out.write_text(run_page(args.runs), encoding="utf-8")
+        out.write_text(run_page(args.runs, tasks=(SETTINGS, DETECTION, SEGMENTATION)), encoding="utf-8")
     except (InputError, OSError) as error:
         sys.stderr.write(f"report.py: {error}\n")
         return 1

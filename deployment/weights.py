@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import platform
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import timm
@@ -113,9 +114,9 @@ def _options(name: str, args: dict, img_size: int | None) -> dict:
     return {"img_size": img_size} if is_tied and img_size not in (None, cfg.input_size[-1]) else {}
 
 
-def _build(cfg: Config, state: dict[str, Tensor], num_classes: int) -> tuple[nn.Module, bool]:
-    """The network of `cfg` in the form (fused or not) that `state` is of, in evaluation mode; whether fused."""
-    net = network.build(cfg, num_classes, distillation=any("dist" in key for key in state)).eval()
+def _build(cfg: Config, state: dict[str, Tensor], num_classes: int, change: Callable[[nn.Module], nn.Module]) -> tuple[nn.Module, bool]:
+    """The network of `cfg`, changed, in the form (fused or not) that `state` is of, in evaluation mode; whether fused."""
+    net = change(network.build(cfg, num_classes, distillation=any("dist" in key for key in state))).eval()
     is_fused = not _has_statistics(state) and _has_statistics(net.state_dict())
     return utils.replace_batchnorm(net) if is_fused else net, is_fused
 
@@ -132,11 +133,20 @@ def _count_classes(net: nn.Module, state: dict[str, Tensor], built: int) -> int:
     return built
 
 
-def load_trained(name: str | None, source: str | None, *, use_ema: bool = False, img_size: int | None = None, num_classes: int | None = None) -> Trained:
+def load_trained(
+    name: str | None,
+    source: str | None,
+    *,
+    use_ema: bool = False,
+    img_size: int | None = None,
+    num_classes: int | None = None,
+    change: Callable[[nn.Module], nn.Module] = nn.Module.eval,
+) -> Trained:
     """The network `name` with the weights in `source`: file, URL or hf-hub:name; None: random weights, for measuring only.
 
     Reads checkpoints of this project, the published ones, bare state dicts, safetensors, and fused files, which give a fused network.
     Without `name` it is the checkpoint's own. The class count is the head's; `num_classes` counts for random weights alone.
+    `change` makes another network of it before it gets weights.
     InputError where the file cannot be read or does not fit."""
     saved = read_file(source) if source else {}
     args = _own_args(saved)
@@ -149,13 +159,13 @@ def load_trained(name: str | None, source: str | None, *, use_ema: bool = False,
     cfg = Config(model=name, input_size=size, model_kwargs=options)
     built = num_classes or 1000
     if source is None:
-        net, is_fused, which, state = network.build(cfg, built, distillation=False).eval(), False, "random", {}
+        net, is_fused, which = change(network.build(cfg, built, distillation=False)).eval(), False, "random"
     else:
         state, which = checkpoint.weights(saved, use_ema=use_ema, where=source), _which_weights(saved, use_ema=use_ema)
-        net, is_fused = _build(cfg, state, built)
+        net, is_fused = _build(cfg, state, built, change)
         count = _count_classes(net, state, built)
         if count != built:
-            net, built = _build(cfg, state, count)[0], count
+            net, built = _build(cfg, state, count, change)[0], count
         require_finite_weights(state, where=source)
         checkpoint.load_weights(net, state, where=source)
     names = saved.get("class_names")

@@ -73,6 +73,11 @@ class CocoData:
         """Path of an image."""
         return str(self.folder / self.file_names[index])
 
+    def num_objects(self, index: int) -> np.ndarray:
+        """(num classes,) objects of an image that are no crowd, by class."""
+        places = slice(self.starts[index], self.starts[index + 1])
+        return np.bincount(self.labels[places][self.is_target[places]], minlength=len(self.class_names))
+
     def training_images(self) -> np.ndarray:
         """Indices of the images to learn from: those with objects, and no side under 32 pixels. InputError where there are none."""
         counts = np.bincount(np.repeat(np.arange(len(self)), np.diff(self.starts))[self.is_target], minlength=len(self))

@@ -15,6 +15,7 @@ from detection.coco import CocoData, mask_api, parse
 from detection.networks import pasted, restored
 
 METRICS = {"mAP": 0, "mAP_50": 1, "mAP_75": 2, "mAP_s": 3, "mAP_m": 4, "mAP_l": 5}  # published names, by place among COCO's figures
+OVERLAPS = {"": slice(None), "_50": 0, "_75": 5}  # of a class's figures: all ten from 0.5 to 0.95, and two of them by their place
 
 
 @torch.no_grad()
@@ -51,18 +52,17 @@ def coco_entries(detection: dict[str, torch.Tensor], data: CocoData, index: int)
 def evaluate(
     data: CocoData, entries: list[dict], metrics: tuple[str, ...] = ("bbox",), *, left_out: Collection[str] = ()
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Average precision of the `entries` of all processes, by published name (`bbox_mAP`, `segm_mAP_50`, ...), and per class.
+    """Average precision of the `entries` of all processes, by published name (`bbox_mAP`, `segm_mAP_50`, ...), and per class (`bbox`, `segm_50`, ...).
 
-    Fractions of 1; -1 where the data has no object of that size; 0 where nothing was found at all. The second is by metric and class name. `left_out`: files of
-    images that do not count. InputError where
-    faster-coco-eval is missing."""
+    Fractions of 1; -1 where the data has no object of that size; 0 where nothing was found at all. The second is by metric, with `_50` and
+    `_75` at that overlap, and class name. `left_out`: files of images that do not count. InputError where faster-coco-eval is missing."""
     mask_api()
     from faster_coco_eval import COCO, COCOeval_faster
 
     figures, per_class = {}, {}
     if not entries:  # which faster-coco-eval does not take
         empty = dict.fromkeys(data.class_names, 0.0)
-        return {f"{metric}_{name}": 0.0 for metric in metrics for name in METRICS}, dict.fromkeys(metrics, empty)
+        return {f"{metric}_{name}": 0.0 for metric in metrics for name in METRICS}, {metric + place: empty for metric in metrics for place in OVERLAPS}
     truth = COCO(_complete(parse(data.path)))
     for metric in metrics:
         # Copies, for they are added to; masks are counted small or large by their own area, not their box's.
@@ -72,7 +72,7 @@ def evaluate(
             evaluation.params.imgIds = [int(key) for i, key in enumerate(data.image_ids) if data.file(i) not in left_out]
             evaluation.run()
         figures |= {f"{metric}_{name}": round(float(evaluation.stats[place]), 6) for name, place in METRICS.items()}
-        per_class[metric] = _per_class(evaluation, data)
+        per_class |= {metric + place: _per_class(evaluation, data, overlaps) for place, overlaps in OVERLAPS.items()}
     return figures, per_class
 
 
@@ -83,10 +83,10 @@ def _complete(content: dict) -> dict:
     return content
 
 
-def _per_class(evaluation, data: CocoData) -> dict[str, float]:
-    """Average precision by class name; classes without objects are left out."""
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # overlaps, recalls, classes, of all sizes, with the most detections
-    means = {data.class_names[label]: precision[:, :, place] for place, label in enumerate(_labels(evaluation, data))}
+def _per_class(evaluation, data: CocoData, overlaps: slice | int) -> dict[str, float]:
+    """Average precision at the `overlaps` by class name; classes without objects are left out."""
+    precision = evaluation.eval["precision"][overlaps, ..., 0, -1]  # overlaps, recalls, classes, of all sizes, with the most detections
+    means = {data.class_names[label]: precision[..., place] for place, label in enumerate(_labels(evaluation, data))}
     return {name: float(values[values > -1].mean()) for name, values in means.items() if (values > -1).any()}
 
 

@@ -31,31 +31,37 @@ class Find(NamedTuple):
     box: tuple[float, ...]
 
 
-@torch.inference_mode()
 def find_objects(
     net: nn.Module, path: str, max_size: tuple[int, int], device: torch.device, *, min_score: float = MIN_SCORE
 ) -> tuple[np.ndarray, dict[str, Tensor]]:
     """The picture in a file (H, W, 3), and the objects found in it with that score or a higher one, best first, in its own pixels, as
     `detection.networks.restored` gives them, on the CPU. DamagedImage where the picture cannot be read."""
     picture = pictures.read_picture(path)
+    return picture, found_in(net, picture, max_size, device, min_score=min_score)
+
+
+@torch.inference_mode()
+def found_in(net: nn.Module, picture: np.ndarray, max_size: tuple[int, int], device: torch.device, *, min_score: float = MIN_SCORE) -> dict[str, Tensor]:
+    """The objects in a picture (H, W, 3), as `find_objects` gives them."""
     size = fitted(*picture.shape[:2], max_size)
     image = normalised(written([to_size(picture, size)], padded([size])).to(device), [size])
     (found,) = net(image, [size])
     found = {name: value[found["scores"] >= min_score].cpu() for name, value in found.items()}
-    return picture, restored(found, size, picture.shape[:2])
+    return restored(found, size, picture.shape[:2])
 
 
 def overlay(picture: np.ndarray, found: dict[str, Tensor], class_names: list[str]) -> np.ndarray:
-    """(H, W, 3) uint8, the picture (H, W, 3) with the box, class and score of each object and, where there are masks, its mask, in its class's colour."""
+    """(H, W, 3) uint8, the picture (H, W, 3) with each object's box and class, its score and its mask where there are such, in its class's colour."""
     colours = [tuple(colour) for colour in pictures.made_palette(len(class_names)).tolist()]
     image = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
-    order = range(len(found["scores"]) - 1, -1, -1)  # the best one last, on top
+    order = range(len(found["labels"]) - 1, -1, -1)  # the best one last, on top
     own = [colours[label] for label in found["labels"].tolist()]
     masks = list(pasted(found, picture.shape[:2])) if "masks" in found else []
     for i in order if masks else ():
         image = draw_segmentation_masks(image, masks[i], alpha=OPACITY, colors=[own[i]])
     if own:
-        texts = [f"{class_names[label]} {score:.2f}" for label, score in zip(found["labels"].tolist(), found["scores"].tolist(), strict=True)]
+        scores = [f" {score:.2f}" for score in found["scores"].tolist()] if "scores" in found else [""] * len(own)
+        texts = [f"{class_names[label]}{score}" for label, score in zip(found["labels"].tolist(), scores, strict=True)]
         width = max(1, round(max(picture.shape[:2]) / LINE_PART))
         places = list(order)
         labels = {"labels": [texts[i] for i in places], "label_colors": "white", "label_background_colors": "black", "fill_labels": True}

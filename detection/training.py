@@ -2,28 +2,33 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from timm.scheduler import MultiStepLRScheduler
 from torch import Tensor, nn
 
-from detection import coco, names, networks
+from detection import coco, names, networks, painting
 from detection.batches import Batch, build_plan, build_train_loader, build_val_loader
 from detection.coco import CocoData
 from detection.config import Config
-from detection.evaluation import detect, evaluate
+from detection.evaluation import OVERLAPS, detect, evaluate
 from engine import EvalParts, TrainParts
+from features import class_report
+from features.class_report import ClassReport
 from loading import augment, pixels
 from loading.loaders import loader_settings
 from loading.steps import ImageLoader, StepLoader
-from run import checkpoint, disk
+from run import checkpoint
 from run.checkpoint import TrainState
 from run.errors import InputError
 from sources.progress import Progress
 from utils import Rank, gather_objects, log, unwrap
 
+NAMES = {"bbox": "box", "segm": "mask"}  # on a page, as the next ones
+HEADINGS = {"mAP": "AP", "mAP_50": "AP50", "mAP_75": "AP75", "mAP_s": "AP, small", "mAP_m": "AP, medium", "mAP_l": "AP, large"}
 PLACES = {"": "", "_50": "50: ", "_75": "75: "}  # of the figures that the console shows
 
 
@@ -154,15 +159,41 @@ def score(net: nn.Module, loader: ImageLoader, parts: EvalParts, *, data: CocoDa
 
 
 def report(net: nn.Module, loader: ImageLoader, parts: EvalParts, *, cfg: Config, data: CocoData) -> None:
-    """Evaluate and print the line that ends `--eval`; write the average precision of each class to the CSV file of --report."""
+    """Evaluate and print the line that ends `--eval`; write the average precision of each class to the file of --report."""
     figures, per_class = score(net, loader, parts, data=data, metrics=cfg.scored)
     if cfg.report and parts.rank.is_main:
-        with disk.writing_csv(Path(cfg.report), ["class", *(f"{metric}_mAP" for metric in cfg.scored)], flag="--report") as writer:
-            for name in data.class_names:
-                writer.writerow([name, *(f"{per_class[metric][name]:.6f}" if name in per_class[metric] else "" for metric in cfg.scored)])
+        described = report_of(figures, per_class, data, loader, metrics=cfg.scored)
+        shown = seen(net, data, tuple(cfg.max_size), parts.rank.device) if class_report.is_page(cfg) else ()
+        class_report.write(cfg, dataclasses.replace(described, views=shown))
     num_skipped = loader.damage.num_skipped
     skipped = f"  damaged images left out: {num_skipped}" if num_skipped else ""
     log.info("Average precision on the %d test images: %s%s", len(data) - num_skipped, told_figures(figures, cfg.scored), skipped)
+
+
+def seen(net: nn.Module, data: CocoData, max_size: tuple[int, int], device: torch.device) -> Iterator[class_report.View]:
+    """A few pictures with their objects, and with those that the network finds."""
+
+    def look(place: int, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        truth, found = data.target(place, has_masks=False), painting.found_in(net, picture, max_size, device)
+        return painting.overlay(picture, truth, data.class_names), painting.overlay(picture, found, data.class_names)
+
+    return class_report.views([data.file(i) for i in range(len(data))], look)
+
+
+def report_of(figures: dict[str, float], per_class: dict, data: CocoData, loader: ImageLoader, *, metrics: tuple[str, ...]) -> ClassReport:
+    """What was found, for the file of --report; the objects of a class are those that are no crowd."""
+    left_out = set(loader.damage.reasons)
+    counts = sum((data.num_objects(i) for i in range(len(data)) if data.file(i) not in left_out), start=np.zeros(len(data.class_names), np.int64))
+    headings = {f"{metric}_{name}": f"{NAMES[metric]} {heading}" for metric in metrics for name, heading in HEADINGS.items()}
+    return ClassReport(
+        figures=figures,
+        per_class={f"{metric}_mAP{place}": per_class[metric + place] for metric in metrics for place in OVERLAPS},
+        class_names=data.class_names,
+        judged=f"{len(data) - len(left_out)} images with {counts.sum()} objects." + (f" {len(left_out)} damaged images were left out." if left_out else ""),
+        counted="objects",
+        counts=counts.tolist(),
+        headings=headings,
+    )
 
 
 def announce(cfg: Config, loader: StepLoader, rank: Rank) -> None:

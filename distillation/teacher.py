@@ -188,7 +188,10 @@ def read_weights(cfg: Config) -> dict[str, Tensor]:
 
 def _read(cfg: Config) -> tuple[dict[str, Tensor], dict]:
     """Those, and the --model-kwargs of the run that trained them, where the file is of one of this project's."""
-    saved = checkpoint.read(cfg.teacher_path)
+    try:
+        saved = checkpoint.read(cfg.teacher_path)
+    except InputError as error:
+        raise InputError(f"--teacher-path {error}; train the teacher first or name another file, or --distillation-type none for a run without one") from error
     args = saved["args"] if isinstance(saved.get("args"), dict) else {}
     options = checkpoint.model_options(args) if args.get("model") == cfg.teacher_model else {}
     return checkpoint.weights(saved, where=f"--teacher-path {cfg.teacher_path}"), options

@@ -23,7 +23,7 @@ class BackboneConfig(RunConfig):
     weight_decay: float = setting(0.05, "decay of all parameters but LSNet's attention biases", at_least=0)
     clip_grad: float | None = setting(None, "gradient clipping bound, over all parameters; none: off", above=0)
     # logs
-    report: str | None = setting(None, "with --eval: CSV file for the figures of each class")
+    report: str | None = setting(None, "with --eval: figures of each class, as a page (.html), as numbers (.json), or as CSV")
     log_steps: int = setting(50, "optimiser steps between lines of train_log.txt", at_least=1)
 
 

@@ -24,9 +24,9 @@ def made_palette(num_classes: int) -> np.ndarray:
     return (np.arange(1, num_classes + 1)[:, None] * steps % 255).astype(np.uint8)
 
 
-def read_picture(path: str) -> np.ndarray:
-    """The picture in a file (H, W, 3), uint8, turned as its EXIF orientation says. DamagedImage where it cannot be read."""
-    image = opened(path, turns=True)
+def read_picture(path: str, *, turns: bool = True) -> np.ndarray:
+    """The picture in a file (H, W, 3), uint8, turned as its EXIF orientation says, unless it is to be as it lies. DamagedImage where it cannot be read."""
+    image = opened(path, turns=turns)
     return decoding.top(image, image.shape[0])
 
 

@@ -64,11 +64,12 @@ def train(cfg: BackboneConfig, task: Task, rank, held: contextlib.ExitStack) -> 
     import engine
     import utils
     from features import weights
-    from run import checkpoint, clipping, hardware, norms, optim, records, signals, watch
+    from run import checkpoint, clipping, hardware, norms, optim, records, signals, trackers, watch
     from run.folder import claim_folder, find_checkpoint
 
     amp_dtype = hardware.pick_amp(cfg.amp, rank.device)
     stop = signals.StopRequest()
+    trackers.require_package(cfg)
     train_data, val_data = task.open_data(cfg, rank)
     folder = claim_folder(cfg, rank, held)
     loader, val_loader = task.open_train_loader(cfg, train_data, rank, folder), task.open_val_loader(cfg, val_data, rank, folder)
@@ -104,9 +105,12 @@ def train(cfg: BackboneConfig, task: Task, rank, held: contextlib.ExitStack) -> 
 def evaluate(cfg: BackboneConfig, task: Task, rank) -> int:
     """Evaluate the weights of --resume, ours or published ones, and print one line of figures. The exit code."""
     import engine
+    from features import class_report
     from run import checkpoint, hardware
     from run.folder import choose_folder, find_checkpoint
 
+    if rank.is_main:
+        class_report.check_writable(cfg)
     _, data = task.open_data(cfg, rank)
     source = find_checkpoint(cfg, choose_folder(cfg), rank)
     saved = checkpoint.read(source)

@@ -104,8 +104,7 @@ class _Training(_Rehearsal):
         with self.faults.looking(), contextlib.ExitStack() as held:
             claim_folder(cfg, self.alone, held)
         with self.faults.looking():
-            if name := trackers.wanted(cfg):
-                trackers.import_package(name)
+            trackers.require_package(cfg)
         with self.faults.looking():
             return find_checkpoint(cfg, folder, self.alone)
         return None

@@ -54,15 +54,15 @@ class _Axes:
         part = min(max((value - self.y[0]) / (self.y[1] - self.y[0]), -0.05), 1.05)  # beyond the axes a curve leaves the frame
         return HEIGHT - BOTTOM - part * (HEIGHT - TOP - BOTTOM)
 
-    def frame(self, x_name: str, y_name: str, *, counts: bool = False) -> Markup:
-        """Grid, numbers and names of the axes; whole numbers alone where the upright one `counts`."""
+    def frame(self, x_name: str, y_name: str, *, counts: bool = False, counts_x: bool = False) -> Markup:
+        """Grid, numbers and names of the axes; whole numbers alone where the upright one `counts`, or with `counts_x` the level one."""
         bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
         parts = []
         for value in [tick for tick in ticks(*self.y) if not counts or tick == int(tick)]:
             y = f"{self.up(value):.1f}"
             parts.append(element("line", x1=LEFT, x2=right, y1=y, y2=y, class_="frame"))
             parts.append(element("text", f"{value:.6g}", x=LEFT - 6, y=y, dy="0.32em", text_anchor="end"))
-        for value in ticks(*self.x):
+        for value in [tick for tick in ticks(*self.x) if not counts_x or tick == int(tick)]:
             x = f"{self.across(value):.1f}"
             parts.append(element("line", x1=x, x2=x, y1=bottom, y2=bottom + 4, class_="frame"))
             parts.append(element("text", f"{value:g}", x=x, y=bottom + 16, text_anchor="middle"))
@@ -111,7 +111,7 @@ def curves(title: str, lines: Sequence[Line], *, x_name: str, y_name: str, limit
     shown = [line for line in lines if not line.is_faint]
     said = f"{title} over {x_name}: " + "; ".join(f"{line.label} from {line.points[0][1]:.4g} to {line.points[-1][1]:.4g}" for line in shown[:12])
     said += f"; and {len(shown) - 12} more" if len(shown) > 12 else ""
-    return _titled(title, _svg(said, axes.frame(x_name, y_name), *(_drawn(line, axes) for line in order)))
+    return _titled(title, _svg(said, axes.frame(x_name, y_name, counts_x=all(x == int(x) for x in xs)), *(_drawn(line, axes) for line in order)))
 
 
 def legend(labels: Sequence[str]) -> Markup:

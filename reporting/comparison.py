@@ -14,16 +14,17 @@ from run.errors import InputError
 
 Row = dict[str, object]
 
-SORT_KEYS = {  # --sort: the row's key, and whether the largest comes first
-    "best": ("best_acc1", True),
-    "last": ("last_acc1", True),
-    "ema": ("best_ema_acc1", True),
-    "epochs": ("epochs", True),
-    "speed": ("images_per_s", True),
-    "params": ("n_parameters", False),
-    "hours": ("hours", False),
-    "run": ("label", False),
+SORT_KEYS = {  # --sort: keys of the row, the first that it has a value for deciding, and whether the largest comes first
+    "best": (("best_acc1", "best_bbox_mAP", "best_segm_mAP", "best_mIoU"), True),
+    "last": (("last_acc1", "last_bbox_mAP", "last_segm_mAP", "last_mIoU"), True),
+    "ema": (("best_ema_acc1",), True),
+    "epochs": (("epochs",), True),
+    "speed": (("images_per_s",), True),
+    "params": (("n_parameters",), False),
+    "hours": (("hours",), False),
+    "run": (("label",), False),
 }
+OTHER_MEASURES = [key for key in logs.LEADING if key != "test_acc1"]  # detectors' and segmenters'
 DIGITS = {"table": 2, "markdown": 1}  # one as in published tables and in printf "%.1f" of the log's maximum: rounding 73.647 to 73.65 first would end at 73.7
 MEAN_EPOCHS = 5  # one epoch's accuracy is noisy while the learning rate is high
 
@@ -32,7 +33,9 @@ MEAN_EPOCHS = 5  # one epoch's accuracy is noisy while the learning rate is high
 
 
 def summarise(run: Run) -> Row:
-    """A run in one row; accuracies in percent and unrounded, `images_per_s` the median over epochs, None for what the log does not say."""
+    """A run in one row; accuracies in percent and unrounded, `images_per_s` the median over epochs, None for what the log does not say.
+
+    What detectors and segmenters alone have stands in their rows only."""
     best_epoch, best_acc1 = run.best("test_acc1")
     best_ema_epoch, best_ema_acc1 = run.best("test_ema_acc1")
     speeds = [value for _, value in run.series("images_per_s")]
@@ -51,14 +54,28 @@ def summarise(run: Run) -> Row:
         "n_parameters": next((record["n_parameters"] for record in run.records if "n_parameters" in record), None),
         "images_per_s": statistics.median(speeds) if speeds else None,
         "hours": sum(durations_s) / 3600 if durations_s else None,
-    }
+    } | _other_measures(run)
+
+
+def _other_measures(run: Run) -> Row:
+    """Best and last average precision and mean IoU, of a run that has them."""
+    row: Row = {}
+    for key in OTHER_MEASURES:
+        epoch, best = run.best(key)
+        if best is not None:
+            row |= {f"best_{key}": best, f"best_{key}_epoch": epoch, f"last_{key}": run.last(key)}
+    return row
 
 
 def sort_rows(rows: list[Row], by: str) -> list[Row]:
-    """Rows in the order of `SORT_KEYS[by]`, those without a value last."""
-    key, is_descending = SORT_KEYS[by]
-    known = sorted((row for row in rows if row[key] is not None), key=lambda row: row[key], reverse=is_descending)
-    return known + [row for row in rows if row[key] is None]
+    """Rows in the order of `SORT_KEYS[by]`, one key's after another's, those without a value last."""
+    keys, is_descending = SORT_KEYS[by]
+    deciding = [next((key for key in keys if row.get(key) is not None), None) for row in rows]
+    ordered = []
+    for key in keys:
+        own = [row for row, one in zip(rows, deciding, strict=True) if one == key]
+        ordered += sorted(own, key=lambda row, key=key: row[key], reverse=is_descending)
+    return ordered + [row for row, one in zip(rows, deciding, strict=True) if one is None]
 
 
 def _accuracy(value: float, digits: int) -> str:
@@ -94,6 +111,15 @@ SUMMARY_COLUMNS: list[Column] = [
     ("last acc1", "last_acc1", _accuracy),
     ("best EMA acc1", "best_ema_acc1", _accuracy),
     ("at epoch", "best_ema_epoch", _plain),
+    *(
+        column
+        for key in OTHER_MEASURES
+        for column in (
+            (f"best {logs.LEADING[key]}", f"best_{key}", _accuracy),
+            ("at epoch", f"best_{key}_epoch", _plain),
+            (f"last {logs.LEADING[key]}", f"last_{key}", _accuracy),
+        )
+    ),
     ("epochs", "epochs", _plain),
     ("params", "n_parameters", _millions),
     ("images/s", "images_per_s", _whole),
@@ -144,7 +170,8 @@ def as_markdown(cells: list[list[str]]) -> str:
 def as_csv(rows: list[Row]) -> str:
     """The same values as JSON, unrounded, under the same names."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, fieldnames=[key for key in rows[0] if key != "label"], extrasaction="ignore", lineterminator="\n")
+    columns = dict.fromkeys(key for row in rows for key in row if key != "label")
+    writer = csv.DictWriter(stream, fieldnames=columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return stream.getvalue().rstrip("\n")
@@ -237,9 +264,6 @@ def read_reference(name: str) -> tuple[Run, list[str]]:
         holds = "holds no run" if not runs else f"holds {len(runs)} runs ({', '.join(run.label for run in runs[:4])}{', ...' if len(runs) > 4 else ''})"
         raise InputError("\n".join([*notes, f"--against {name} {holds}: name one log"]))
     return runs[0], notes
-
-
-# --- following a running job -----------------------------------------------------------------------------------------------------------
 
 
 # --- the command -----------------------------------------------------------------------------------------------------------------------

@@ -22,12 +22,20 @@ Sections = list[tuple[str, Markup]]
 def evaluation_sections(outcomes: Outcomes, labels: Sequence[str], view: View) -> Sections:
     """What does not change when further sets are measured: calibration, classes, pairs and mistakes. `labels`: a name per class."""
     found = by_class(outcomes, len(labels))
-    sections = [_calibration(calibrate(outcomes)), _classes(found, labels)]
-    if pairs := confused_pairs(outcomes):
-        sections.append(_pairs(pairs, found, labels))
-    if 1 < len(labels) <= MAX_MATRIX:
-        sections.append(_matrix(confusion(outcomes, len(labels)), labels))
-    return [*sections, _mistakes(outcomes, labels, view)]
+    matrix = confusion(outcomes, len(labels)) if len(labels) <= MAX_MATRIX else None
+    confused = confusions(confused_pairs(outcomes), [one.num_images for one in found], labels, matrix=matrix, what="images")
+    return [_calibration(calibrate(outcomes)), _classes(found, labels), *confused, _mistakes(outcomes, labels, view)]
+
+
+def confusions(pairs: list[tuple[int, int, int]], totals: Sequence[int], labels: Sequence[str], *, matrix: np.ndarray | None, what: str) -> Sections:
+    """What classes are taken for: the most frequent `pairs` (class, what was said instead, how often), if any, and the `matrix` of few classes,
+    (C, C) of classes by what was said. `what`: that which is counted, of which each class has so many as `totals` says."""
+    sections = []
+    if pairs:
+        sections.append(_pairs(pairs, totals, labels))
+    if matrix is not None and 1 < len(labels) <= MAX_MATRIX:
+        sections.append(_matrix(matrix, labels, what))
+    return sections
 
 
 def evaluation_page(document: dict, sections: Sections, *, num_skipped: int) -> str:
@@ -35,12 +43,21 @@ def evaluation_page(document: dict, sections: Sections, *, num_skipped: int) -> 
     clean = document["accuracies"]["clean"]
     weights = f"{document['weights']}{', EMA weights' if document['use_ema'] else ''}"
     intro = [
-        f"Weights {weights}; images of {document['input_size']} pixels, crop {document['crop_pct']:g}; {document['num_classes']} classes.",
+        f"Weights {weights}; images of {document['input_size']} pixels, crop {document['crop_pct']:g}{_differing(document)}; "
+        f"{document['num_classes']} classes.",
         f"{clean['num_images']} images: top-1 {clean['acc1']:.2f} %, top-5 {clean['acc5']:.2f} %, loss {clean['loss']:.4f}.",
     ]
     if num_skipped:
         intro.append(f"{num_skipped} damaged images were left out.")
     return pages.page(f"Evaluation of {document['model']}", intro, [*_sets(document), *sections])
+
+
+def _differing(document: dict) -> str:
+    """What is not as usual in how images were cropped and the network asked."""
+    said = [f"mode {document['crop_mode']}"] if document["crop_mode"] != "center" else []
+    said += [f"resampling {document['interpolation']}"] if document["interpolation"] != "bicubic" else []
+    said += ["each with its mirror image (--tta hflip)"] if document["tta"] != "none" else []
+    return "".join(f", {one}" for one in said)
 
 
 # --- accuracies ------------------------------------------------------------------------------------------------------------------------
@@ -143,7 +160,7 @@ def _classes(found: list[ClassOutcome], labels: Sequence[str]) -> tuple[str, Mar
     return section("Accuracy per class", element("div", chart, class_="charts"), note, table)
 
 
-def _pairs(pairs: list[tuple[int, int, int]], found: list[ClassOutcome], labels: Sequence[str]) -> tuple[str, Markup]:
+def _pairs(pairs: list[tuple[int, int, int]], totals: Sequence[int], labels: Sequence[str]) -> tuple[str, Markup]:
     """A row for each of the most frequent confusions, with how often the other way round."""
     counts = {(target, prediction): count for target, prediction, count in pairs}
     rows = [
@@ -151,7 +168,7 @@ def _pairs(pairs: list[tuple[int, int, int]], found: list[ClassOutcome], labels:
             labels[target],
             labels[prediction],
             number(count, "d"),
-            number(100 * count / found[target].num_images, ".1f"),
+            number(100 * count / totals[target], ".1f"),
             number(counts.get((prediction, target), 0), "d"),
         )
         for target, prediction, count in pairs[:NUM_PAIRS]
@@ -161,8 +178,8 @@ def _pairs(pairs: list[tuple[int, int, int]], found: list[ClassOutcome], labels:
     return section("Most confused pairs", pages.table(header, rows, caption=caption, is_sortable=True, is_tall=True))
 
 
-def _matrix(counts: np.ndarray, labels: Sequence[str]) -> tuple[str, Markup]:
-    """Class by class, tinted by its part of the class's images."""
+def _matrix(counts: np.ndarray, labels: Sequence[str], what: str) -> tuple[str, Markup]:
+    """Class by class, tinted by its part of the class's row."""
     head = element("tr", element("th", "class"), *(element("th", label, scope="col", class_="number") for label in labels))
     rows = []
     for label, row in zip(labels, counts, strict=True):
@@ -172,7 +189,7 @@ def _matrix(counts: np.ndarray, labels: Sequence[str]) -> tuple[str, Markup]:
             for count, share in zip(row.tolist(), shares.tolist(), strict=True)
         ]
         rows.append(element("tr", element("th", label, scope="row"), *cells))
-    caption = "Images per class (rows) and what the network said (columns)"
+    caption = f"{what.capitalize()} per class (rows) and what the network said (columns)"
     whole = element("table", element("caption", caption), element("thead", head), element("tbody", *rows), class_="matrix")
     return section("Confusion matrix", element("div", whole, class_="scroll", tabindex=0, role="region", aria_label=caption))
 

@@ -134,17 +134,17 @@ def tile_rows(maps: Maps, num_channels: int | None, side: int) -> list[list[tupl
 
 @dataclass(frozen=True)
 class PhotoMaps:
-    """A photo's name, its normalised form (3, H, W) and what the branches give for it."""
+    """A photo's name, its colours as the network sees it, (H, W, 3) from 0 to 1, and what the branches give for it."""
 
     name: str
-    image: Tensor
+    colors: Tensor
     maps: Maps
 
 
 def draw_features(photos: list[PhotoMaps], *, num_channels: int | None, caption: str, out: Path) -> None:
     """A grid: a row per photo (and channel), the original and a column per branch."""
     figure_type, _ = need_matplotlib()
-    side = photos[0].image.shape[-1]
+    side = photos[0].colors.shape[0]
     rows = [(photo, row, i == 0) for photo in photos for i, row in enumerate(tile_rows(photo.maps, num_channels, side))]
     num_columns = 1 + len(photos[0].maps)
     figure = figure_type(figsize=(max(1.75 * num_columns, 4), (1.85 if num_channels else 1.67) * len(rows) + 0.95), layout="constrained")
@@ -153,7 +153,7 @@ def draw_features(photos: list[PhotoMaps], *, num_channels: int | None, caption:
         for axes in axes_row:
             hide_frame(axes)
         if is_first:
-            axes_row[0].imshow(to_pixels(photo.image).numpy())
+            axes_row[0].imshow(photo.colors.numpy())
             axes_row[0].set_ylabel(short_name(photo.name), fontsize=8, parse_math=False)
         for axes, (text, plane) in zip(axes_row[1:], tiles, strict=False):
             axes.imshow(plane.numpy(), cmap=COLOR_MAP, vmin=0, vmax=1)
@@ -183,8 +183,10 @@ def show_features(args: argparse.Namespace, network: Network, input_size: int) -
     need_matplotlib()
     out = checked_path(args.out, flag="--out", endings=(".png",))
     layer = args.layer or first_mixer(network.net)
-    images = [load_photo(path, input_size) for path in args.photos]
-    photos = [PhotoMaps(path.name, image, branches(network.net, layer, image)) for path, image in zip(args.photos, images, strict=True)]
+    images = [load_photo(path, network, input_size) for path in args.photos]
+    photos = [
+        PhotoMaps(path.name, to_pixels(image, network.statistics), branches(network.net, layer, image)) for path, image in zip(args.photos, images, strict=True)
+    ]
     reduction = "mean absolute activation over the branch's channels"
     if args.channels:
         reduction = f"absolute activation of a branch's {count_of(args.channels, 'strongest channel')} for the photo (largest mean), strongest first"

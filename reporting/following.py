@@ -48,8 +48,8 @@ def describe_progress(run: Run, *, last_epoch: int | None, reference: Run | None
     elif last_epoch is not None and run.last_epoch >= last_epoch:
         where.append("finished")
     measures = [f"{name} {record[key]:{form}}" for name, key, form in PROGRESS if key in record]
-    best_epoch, best_acc1 = run.best("test_acc1")
-    measures += [f"best {best_acc1:.2f} at {best_epoch}"] if best_acc1 is not None else []
+    best_epoch, best = run.best(run.measure)
+    measures += [f"best {best:.2f} at {best_epoch}"] if best is not None else []
     if reference is not None:
         against = compare(run, reference)
         measures += [f"{against['ahead_acc1']:+.2f} against {reference.label}"] if against["ahead_acc1"] is not None else []
@@ -58,7 +58,7 @@ def describe_progress(run: Run, *, last_epoch: int | None, reference: Run | None
 
 
 PROGRESS = (  # name, key of the record, format
-    ("acc1", "test_acc1", ".2f"),
+    *((name, key, ".2f") for key, name in logs.LEADING.items()),
     ("ema", "test_ema_acc1", ".2f"),
     ("train loss", "train_loss", ".4f"),
     ("test loss", "test_loss", ".4f"),
@@ -111,7 +111,8 @@ class Follower:
     def _block(self, run: Run, last_epoch: int | None) -> list[str]:
         """Progress, measures, and the courses of accuracy and loss so far."""
         where, measures = describe_progress(run, last_epoch=last_epoch, reference=self.reference)
-        courses = [f"{name} {sparkline([value for _, value in run.series(key)])}" for name, key in (("acc1", "test_acc1"), ("train loss", "train_loss"))]
+        shown = ((logs.LEADING[run.measure], run.measure), ("train loss", "train_loss"))
+        courses = [f"{name} {sparkline([value for _, value in run.series(key)])}" for name, key in shown]
         return [f"{where}  (written {_ago(time.time() - run.path.stat().st_mtime)} ago)", f"  {measures}", "  " + "  ".join(courses)]
 
     def _new_lines(self, name: str, run: Run, last_epoch: int | None) -> list[str]:

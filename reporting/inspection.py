@@ -1,6 +1,6 @@
 """Looking into a network: opening it, naming its layers, feeding it photos, and the figures that show what was found."""
 
-import argparse
+import dataclasses
 import difflib
 import math
 import textwrap
@@ -11,16 +11,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from timm.models import get_pretrained_cfg_value
 from torch import Tensor, nn
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from loading.augment import MEAN, SMALL_INPUT, STD, eval_transform
+from deployment.weights import Trained, eval_transform, load_trained
+from loading import augment
 from loading.images import open_file
-from run import checkpoint
 from run.config import Config
 from run.errors import InputError, first_line
-from run.network import build as build_network
 
 MIXER_NAMES = ("token_mixer", "mixer", "attn")  # last part of a mixer's name, in our families and in timm's
 COLOR_MAP = "viridis"  # perceptually uniform, and readable in grey and to the colour-blind
@@ -29,22 +27,29 @@ DPI = 160
 
 @dataclass(frozen=True)
 class Network:
-    """A network in evaluation mode and what captions say of it: its name and where its weights come from."""
+    """A network in evaluation mode and what captions say of it: its name and where its weights come from; `trained`: what its checkpoint says of
+    images, or what is usual for it."""
 
     label: str
-    net: nn.Module
+    trained: Trained
     weights: str
-    is_trained: bool
-    input_size: int | None = None  # that of the checkpoint
 
+    @property
+    def net(self) -> nn.Module:
+        return self.trained.net
 
-def count_classes(name: str, stored: dict, state: dict[str, Tensor]) -> int:
-    """Classes of the head whose weights are in a checkpoint; 1000 where it does not tell."""
-    if stored.get("class_names"):
-        return len(stored["class_names"])
-    classifier = get_pretrained_cfg_value(name, "classifier") or ()
-    heads = (classifier,) if isinstance(classifier, str) else classifier
-    return next((len(state[f"{head}.weight"]) for head in heads if f"{head}.weight" in state), 1000)
+    @property
+    def is_trained(self) -> bool:
+        return self.trained.source is not None
+
+    @property
+    def input_size(self) -> int | None:
+        """That of the checkpoint."""
+        return self.trained.input_size if self.is_trained else None
+
+    @property
+    def statistics(self) -> augment.Statistics:
+        return augment.Statistics(self.trained.mean, self.trained.std)
 
 
 def open_network(name: str, *, source: str | None, seed: int, change: Callable[[nn.Module], nn.Module] = nn.Module.eval, label: str | None = None) -> Network:
@@ -52,15 +57,10 @@ def open_network(name: str, *, source: str | None, seed: int, change: Callable[[
 
     Two networks of the same seed have the same weights wherever `change` leaves them alone. InputError for unknown models and weights
     that do not fit."""
-    stored = checkpoint.read(source) if source else {}
-    state = checkpoint.weights(stored, where=source) if source else {}
-    num_classes = count_classes(name, stored, state) if source else 1000
     torch.manual_seed(seed)
-    net = change(build_network(Config(model=name), num_classes, distillation=any("_dist" in key for key in state)))
-    if source:
-        checkpoint.load_weights(net, state, where=source)
-    weights = f"weights of {Path(source).name}" if source else f"untrained: random weights, seed {seed}"
-    return Network(label or name, net.eval().requires_grad_(False), weights, bool(source), stored.get("input_size"))
+    trained = load_trained(name, source, change=change)
+    trained.net.requires_grad_(False)
+    return Network(label or name, trained, f"weights of {Path(source).name}" if source else f"untrained: random weights, seed {seed}")
 
 
 def as_map(output) -> Tensor | None:
@@ -149,9 +149,10 @@ def list_layers(net: nn.Module, input_size: int) -> list[tuple[str, str, str]]:
     return [(name, type(module).__name__, shapes[name]) for name, module in modules.items() if name in shapes]
 
 
-def to_pixels(image: Tensor) -> Tensor:
-    """A normalised image (3, H, W) as colours (H, W, 3) from 0 to 1."""
-    return (image * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)).clamp(0, 1).permute(1, 2, 0)
+def to_pixels(image: Tensor, values: augment.Statistics) -> Tensor:
+    """An image (3, H, W) that was normalised by `values`, as colours (H, W, 3) from 0 to 1."""
+    mean, std = augment.tensors_of(values, image.device)
+    return (image * std + mean).clamp(0, 1).permute(1, 2, 0)
 
 
 def need_matplotlib():
@@ -183,9 +184,11 @@ def short_name(name: str) -> str:
     return name if len(name) <= 24 else name[:11] + "..." + name[-10:]
 
 
-def load_photo(path: Path, input_size: int) -> Tensor:
-    """A photo as evaluation sees it: (3, input_size, input_size), normalised. InputError where it cannot be read."""
-    return eval_transform(input_size, 1.0 if input_size <= SMALL_INPUT else 0.875)(open_file(str(path)))
+def load_photo(path: Path, network: Network, input_size: int) -> Tensor:
+    """A photo, turned as its EXIF orientation says, as the network's evaluation sees it: (3, input_size, input_size), normalised. InputError where it
+    cannot be read."""
+    crop_pct = network.trained.crop_pct if network.is_trained else augment.crop_pct(Config(input_size=input_size))
+    return eval_transform(dataclasses.replace(network.trained, input_size=input_size, crop_pct=crop_pct))(open_file(str(path), turns=True))
 
 
 def find_photos(sources: list[str], count: int) -> list[Path]:
@@ -200,14 +203,12 @@ def find_photos(sources: list[str], count: int) -> list[Path]:
     return [paths[i * len(paths) // count] for i in range(count)]
 
 
-def load_inputs(args: argparse.Namespace, input_size: int) -> tuple[list[Tensor], list[str], str]:
-    """Images (3, input_size, input_size) for a receptive field, their files (none of random noise), and what they are, for the caption."""
-    if not args.images:
-        generator = torch.Generator().manual_seed(args.seed)
-        images = [torch.randn(3, input_size, input_size, generator=generator) for _ in range(args.num_images)]
-        return images, [], f"{count_of(len(images), 'image')} of random noise (no --images given)"
-    paths = find_photos(args.images, args.num_images)
-    return [load_photo(path, input_size) for path in paths], list(map(str, paths)), count_of(len(paths), "photo")
+def load_inputs(network: Network, files: list[Path], input_size: int, *, count: int, seed: int) -> list[Tensor]:
+    """Images (3, input_size, input_size) for a receptive field: the photos in `files`, or without any `count` of random noise drawn from `seed`."""
+    if files:
+        return [load_photo(path, network, input_size) for path in files]
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(3, input_size, input_size, generator=generator) for _ in range(count)]
 
 
 def count_of(number: int, noun: str) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from reporting import console_logs
 from run.errors import InputError
 
-Record = dict[str, float]  # one epoch, by our key names; `epoch` and `n_parameters` are whole, the others may be NaN or absent
+Record = dict[str, float]  # one epoch, by our key names; `epoch` and `n_parameters` are whole, the others may be NaN or absent; accuracies in percent
 
 SPELLINGS = {  # our key: what DeiT's descendants and timm call the same column
     "train_lr": ("train_lr", "lr"),
@@ -37,10 +37,15 @@ SPELLINGS = {  # our key: what DeiT's descendants and timm call the same column
     "bad_images": ("bad_images",),
     "test_bad_images": ("test_bad_images",),
 }
-MEASURES = ("train_loss", "test_loss", "test_acc1", "test_ema_acc1")  # an object without any of these is no epoch
+# What decides which epoch is best, and its name: of classifiers, detectors and segmenters. A run has the first that its log has.
+LEADING = {"test_acc1": "acc1", "bbox_mAP": "box AP", "segm_mAP": "mask AP", "mIoU": "mIoU"}
+FRACTIONS = ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_75", "segm_mAP", "segm_mAP_50", "segm_mAP_75", "mIoU", "mAcc", "aAcc")  # in logs; -1: nothing to measure
+SPELLINGS |= {key: (key,) for key in FRACTIONS}
+MEASURES = ("train_loss", "test_loss", *LEADING, "test_ema_acc1")  # an object without any of these is no epoch
 GENERIC_STEMS = ("log", "log_rank0", "summary")  # every run's file has this name: the folder's says more
 FOLDER_PATTERNS = ("*.txt", "*.log", "*.jsonl", "summary.csv")
 SET_ASIDE = "log_dropped.txt"  # where our training keeps the lines that a resumed run repeats: no run of its own
+STEPS = "train_log.txt"  # where detection and segmentation have a line every few steps: its evaluations are those of log.txt
 
 
 @dataclass
@@ -64,6 +69,11 @@ class Run:
         """Value of `key` at the last epoch; None where that is missing or not finite."""
         value = self.records[-1].get(key, math.nan)
         return value if math.isfinite(value) else None
+
+    @property
+    def measure(self) -> str:
+        """Key of what decides which epoch is best."""
+        return next((key for key in LEADING if any(key in record for record in self.records)), "test_acc1")
 
     @property
     def last_epoch(self) -> int:
@@ -106,7 +116,7 @@ def _folder_logs(folder: Path) -> list[Path]:
     found = []
     for place, subfolders, names in os.walk(folder):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        found += [Path(place, name) for name in names if name != SET_ASIDE and any(fnmatch.fnmatch(name, pattern) for pattern in FOLDER_PATTERNS)]
+        found += [Path(place, name) for name in names if name not in (SET_ASIDE, STEPS) and any(fnmatch.fnmatch(name, pattern) for pattern in FOLDER_PATTERNS)]
     return sorted(found)
 
 
@@ -207,7 +217,7 @@ def _record(values: dict) -> Record:
     for key, spellings in SPELLINGS.items():
         number = next((number for spelling in spellings if spelling in values and (number := _number(values[spelling])) is not None), None)
         if number is not None:
-            record[key] = number
+            record[key] = (100 * number if number >= 0 else math.nan) if key in FRACTIONS else number
     for key in ("epoch", "n_parameters"):
         if math.isfinite(record.get(key, math.nan)):
             record[key] = int(record[key])
@@ -285,8 +295,9 @@ def _last_occurrences(records: list[Record], notes: list[str]) -> list[Record]:
     kept = [latest[epoch] for epoch in sorted(latest)]
     if superseded:
         text = f"{_lines(len(superseded))} left out: {_ranges(_epochs(superseded))} came again, and the last of each counts"
-        best, best_kept = (max((record.get("test_acc1", -math.inf) for record in group), default=-math.inf) for group in (superseded, kept))
-        notes.append(text + (f" (theirs was the highest test_acc1, {best:.3f})" if math.isfinite(best) and best > best_kept else ""))
+        measure = _as_run(records).measure
+        best, best_kept = (_as_run(group).best(measure)[1] for group in (superseded, kept))
+        notes.append(text + (f" (theirs was the highest {measure}, {best:.3f})" if best is not None and best > (best_kept or -math.inf) else ""))
     if records[-1]["epoch"] != kept[-1]["epoch"]:
         notes.append(f"lines are out of order: the last one is of epoch {records[-1]['epoch']}, the highest is {kept[-1]['epoch']}")
     return kept
@@ -299,12 +310,13 @@ def _oddities(run: Run) -> list[str]:
     missing = sorted(set(range(min(epochs), min(max(epochs), min(epochs) + 10**6))) - epochs)
     if missing:
         notes.append(f"{_ranges(set(missing))} missing")
-    num_finite = len(run.series("test_acc1"))
-    num_given = sum("test_acc1" in record for record in run.records)
+    measure = run.measure
+    num_finite = len(run.series(measure))
+    num_given = sum(measure in record for record in run.records)
     if num_finite < num_given:
-        notes.append(f"test_acc1 is not finite at {num_given - num_finite} of {len(run.records)} epochs, which count for no maximum")
+        notes.append(f"{measure} is not finite at {num_given - num_finite} of {len(run.records)} epochs, which count for no maximum")
     if num_given < len(run.records):
-        notes.append(f"no test_acc1 at {len(run.records) - num_given} of {len(run.records)} epochs")
+        notes.append(f"no {measure} at {len(run.records) - num_given} of {len(run.records)} epochs")
     return notes
 
 
@@ -313,8 +325,14 @@ def _epochs(records: list[Record]) -> set[int]:
 
 
 def _best_text(records: list[Record]) -> str:
-    accuracies = [record["test_acc1"] for record in records if math.isfinite(record.get("test_acc1", math.nan))]
-    return f", best test_acc1 {max(accuracies):.3f}" if accuracies else ""
+    measure = _as_run(records).measure
+    _, best = _as_run(records).best(measure)
+    return "" if best is None else f", best {measure} {best:.3f}"
+
+
+def _as_run(records: list[Record]) -> Run:
+    """Records of a file on their own, to ask them what a run is asked."""
+    return Run(Path(), records)
 
 
 def _lines(count: int) -> str:
@@ -368,10 +386,12 @@ def read_logs(names: list[str]) -> tuple[list[Run], list[str]]:
 
 
 def planned_epochs(path: Path) -> int | None:
-    """Epochs the run behind a log was asked for, from the `args.yaml` beside it; None if there is none."""
+    """Epochs the run behind a log was asked for, from the `args.yaml` beside it; None if there is none. A segmenter's are its stretches of iterations."""
     try:
         text = (path.parent / "args.yaml").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    match = re.search(r"^\s*epochs:\s*(\d+)\s*$", text, re.MULTILINE)
-    return int(match.group(1)) if match else None
+    found = {name: int(value) for name, value in re.findall(r"^\s*(epochs|iterations|eval_interval):\s*(\d+)\s*$", text, re.MULTILINE)}
+    if "epochs" in found or not found.get("eval_interval"):
+        return found.get("epochs")
+    return found.get("iterations", 0) // found["eval_interval"]

@@ -109,6 +109,14 @@ def confused_pairs(outcomes: Outcomes) -> list[tuple[int, int, int]]:
     return [(int(pairs[i, 0]), int(pairs[i, 1]), int(counts[i])) for i in order]
 
 
+def pairs_of_matrix(matrix: np.ndarray) -> list[tuple[int, int, int]]:
+    """`confused_pairs` of a confusion matrix (C, C) of whole numbers, whose rows are the classes."""
+    places = np.argwhere((matrix > 0) & ~np.eye(len(matrix), dtype=bool))
+    counts = matrix[tuple(places.T)]
+    order = np.argsort(-counts, kind="stable")
+    return [(*places[i].tolist(), int(counts[i])) for i in order]
+
+
 def confident_mistakes(outcomes: Outcomes, count: int) -> np.ndarray:
     """Indices of up to `count` outcomes that are wrong, the most confident first; equals in the order of places."""
     wrong = np.flatnonzero(~outcomes.is_right)

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from reporting.logs import Run
+from reporting.logs import LEADING, Run
 from run.errors import InputError
 
 # Okabe and Ito's palette, darkest first; its yellow is left out, as it vanishes on white paper.
@@ -71,7 +71,7 @@ def _window(num_epochs: int) -> int:
 
 
 def _panels(runs: list[Run]) -> list[list[Panel]]:
-    """Rows of axes for what the logs hold: accuracies above, losses and learning rate below."""
+    """Rows of axes for what the logs hold: accuracies above, of detectors and segmenters below them, then losses and learning rate."""
     last = max(run.last_epoch for run in runs)
     first = min(run.records[0]["epoch"] for run in runs)
     late = first + 2 * (last - first) // 3
@@ -80,8 +80,10 @@ def _panels(runs: list[Run]) -> list[list[Panel]]:
         Panel("Top-1 accuracy, %, last third", "test_acc1", start=late),
         Panel("Top-1 accuracy of the EMA, %", "test_ema_acc1"),
     ]
+    detection = [Panel("Box AP, %", "bbox_mAP"), Panel("Box AP at half overlap, %", "bbox_mAP_50"), Panel("Mask AP, %", "segm_mAP")]
+    segmentation = [Panel("Mean IoU, %", "mIoU"), Panel("Mean accuracy of the classes, %", "mAcc"), Panel("Accuracy of the pixels, %", "aAcc")]
     others = [Panel("Training loss", "train_loss"), Panel("Test loss", "test_loss"), Panel("Learning rate", "train_lr", is_smoothed=False)]
-    rows = [[panel for panel in row if any(_visible(run, panel) for run in runs)] for row in (accuracies, others)]
+    rows = [[panel for panel in row if any(_visible(run, panel) for run in runs)] for row in (accuracies, detection, segmentation, others)]
     return [row for row in rows if row]
 
 
@@ -111,21 +113,30 @@ def _lines(run: Run, panel: Panel, smooth_epochs: int) -> tuple[Points, Points]:
 def _limits(runs: list[Run], panel: Panel) -> tuple[float, float]:
     """Lowest and highest value to show, with a margin; of losses, that of the first epochs does not count."""
     points = [point for run in runs for point in _visible(run, panel)]
-    first, last = min(epoch for epoch, _ in points), max(epoch for epoch, _ in points)
-    settled = first + SETTLED_AFTER * (last - first) if "loss" in panel.key else first
+    first = min(epoch for epoch, _ in points)
+    settled = first + fall_epochs(runs) if "loss" in panel.key else first
     values = [value for epoch, value in points if epoch >= settled]
     margin = 0.04 * (max(values) - min(values)) or 0.04 * abs(values[0]) or 1.0
     return min(values) - margin, max(values) + margin
 
 
+def fall_epochs(runs: list[Run]) -> float:
+    """Epochs of falling loss that are let out of the frame; none of short runs, whose first epoch alone would be."""
+    fall = SETTLED_AFTER * (max(run.last_epoch for run in runs) - min(run.records[0]["epoch"] for run in runs))
+    return fall if fall >= 1 else 0.0
+
+
 def _legend_text(run: Run) -> str:
-    _, best = run.best("test_acc1")
+    _, best = run.best(run.measure)
     return run.label if best is None else f"{run.label} ({best:.2f})"
 
 
-def _caption(smooth_epochs: int) -> str:
+def _caption(runs: list[Run], smooth_epochs: int) -> str:
     smoothing = f"thin: each epoch; thick: mean of {smooth_epochs // 2 * 2 + 1} epochs around" if smooth_epochs > 1 else "each epoch as it is"
-    return f"{smoothing}; in brackets: best top-1 accuracy, %; the falling loss of the first epochs leaves the frame"
+    measures = {run.measure for run in runs}
+    best = " or ".join("top-1 accuracy" if key == "test_acc1" else name for key, name in LEADING.items() if key in measures)
+    leaves = "; the falling loss of the first epochs leaves the frame" if fall_epochs(runs) else ""
+    return f"{smoothing}; in brackets: best {best}, %{leaves}"
 
 
 def _curves_print(runs: list[Run], rows: list[list[Panel]], *, out: Path, smooth_epochs: int) -> None:
@@ -154,7 +165,7 @@ def _curves_print(runs: list[Run], rows: list[list[Panel]], *, out: Path, smooth
         fontsize=type_size,
         frameon=False,
         handlelength=4,
-        title=_caption(smooth_epochs),
+        title=_caption(runs, smooth_epochs),
         title_fontsize=8,
     )
     _save(figure, out)
@@ -241,7 +252,7 @@ def _curves_page(runs: list[Run], rows: list[list[Panel]], *, out: Path, smooth_
     letters = max(len(_legend_text(run)) for run in runs) + 8
     height = 340 * len(rows) + 90 + 26 * math.ceil(len(runs) * letters / 160)
     figure.update_layout(hovermode="closest", height=height, updatemenus=[_line_menu(figure)] if smooth_epochs > 1 else [])
-    note = f"{_caption(smooth_epochs)}. Click a name to hide or show a run, double-click to see it alone; drag to zoom, double-click to return."
+    note = f"{_caption(runs, smooth_epochs)}. Click a name to hide or show a run, double-click to see it alone; drag to zoom, double-click to return."
     _write_page(figure, out=out, title="Training curves", note=note)
 
 

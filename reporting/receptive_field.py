@@ -18,7 +18,9 @@ from reporting.inspection import (
     Network,
     add_caption,
     as_map,
+    count_of,
     find_layer,
+    find_photos,
     hide_frame,
     hooks,
     load_inputs,
@@ -161,11 +163,12 @@ def run_erf(args: argparse.Namespace) -> None:
     out = checked_path(args.out, flag="--out", endings=(".png",))
     networks = open_networks(args)
     input_size = args.input_size or networks[0].input_size or 224
-    images, files, source = load_inputs(args, input_size)
+    files = find_photos(args.images, args.num_images) if args.images else []
+    source = count_of(len(files), "photo") if files else f"{count_of(args.num_images, 'image')} of random noise (no --images given)"
     rows = []
     for network in networks:
         layers = args.layer or stage_layers(network.net, args.stage)
-        found = receptive_fields(network.net, layers, images)
+        found = receptive_fields(network.net, layers, load_inputs(network, files, input_size, count=args.num_images, seed=args.seed))
         rows.append([Field(network, layer, field, sides) for layer, (field, sides) in zip(layers, found, strict=True)])
         for field in rows[-1]:
             print(f"{network.label}, {field.layer} ({network.weights}): {' '.join(shares_text(field).splitlines())}", flush=True)
@@ -176,7 +179,7 @@ def run_erf(args: argparse.Namespace) -> None:
         f"{weights}\n{note}"
     )
     draw_fields(rows, caption=caption, out=out)
-    report = {"input_size": input_size, "num_images": len(images), "files": files, "seed": args.seed, "note": note}
+    report = {"input_size": input_size, "num_images": len(files) or args.num_images, "files": list(map(str, files)), "seed": args.seed, "note": note}
     report["fields"] = [describe(field) for row in rows for field in row]
     out.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
     print(f"{source}. {note}\n{out}, {out.with_suffix('.json')}")

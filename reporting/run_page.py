@@ -17,8 +17,9 @@ from reporting.charts import Line
 from reporting.comparison import SUMMARY_COLUMNS, hours_left, sort_rows, summarise
 from reporting.logs import GENERIC_STEMS, SET_ASIDE, Run
 from reporting.pages import Cell, Markup, element, listed, number, section
-from run.config import SETTINGS, epochs_of_run
+from run import config
 from run.errors import InputError
+from run.settings import Settings
 
 UNCOMPARED = ("output_dir", "overwrite", "resume")  # differ between any two runs
 MAX_RAW = 8  # runs whose every epoch is drawn under the smoothed curves
@@ -40,9 +41,9 @@ class Beside:
     damaged: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    @property
-    def is_classification(self) -> bool:
-        return any("python main.py" in line for line in self.environment)
+    def task(self, tasks: Sequence[Settings]) -> Settings | None:
+        """The settings of the command that args.yaml names; None where it names none of them."""
+        return next((task for task in tasks if any(line.startswith((f"{task.prog} ", f"python {task.prog} ")) for line in self.environment)), None)
 
 
 def read_beside(log: Path) -> Beside:
@@ -78,8 +79,9 @@ def _text(path: Path, beside: Beside) -> str:
         return ""
 
 
-def run_page(names: list[str]) -> str:
-    """The page of the runs behind files, folders and globs, the best first. InputError where there is none."""
+def run_page(names: list[str], *, tasks: Sequence[Settings] = (config.SETTINGS,)) -> str:
+    """The page of the runs behind files, folders and globs, the best first. `tasks`: the settings of the commands whose defaults are known.
+    InputError where there is none."""
     runs, notes = logs.read_logs(names)
     if not runs:
         raise InputError("\n".join([*notes, f"nothing to report: no epoch in {', '.join(names)}"]))
@@ -88,15 +90,15 @@ def run_page(names: list[str]) -> str:
     besides = [read_beside(run.path) for run in runs]
     title = f"Run {runs[0].label}" if len(runs) == 1 else f"{len(runs)} runs"
     intro = [_course(runs[0], besides[0]) if len(runs) == 1 else "The run with the best accuracy comes first, in every table and legend."]
-    sections = [_best(rows), *_settings(runs, besides), _curves(runs), *_rates(runs), _events(runs, besides, notes), *_environment(runs, besides)]
+    sections = [_best(rows), *_settings(runs, besides, tasks), _curves(runs), *_rates(runs), _events(runs, besides, notes), *_environment(runs, besides)]
     return pages.page(title, intro, sections)
 
 
 def _course(run: Run, beside: Beside) -> str:
     """How far one run is."""
-    planned = epochs_of_run(beside.settings)
+    planned = config.epochs_of_run(beside.settings) or (logs.planned_epochs(run.path) if run.path.stem in GENERIC_STEMS else None)
     first, last = run.records[0]["epoch"], run.last_epoch
-    if not isinstance(planned, int) or last >= planned:  # a run that went on for longer keeps its first args.yaml
+    if planned is None or last >= planned:  # a run that went on for longer keeps its first args.yaml
         return f"{len(run.records)} epochs, {first} to {last}."
     left = hours_left(run, planned - 1)
     state = "finished" if last >= planned - 1 else "unfinished" + (f", about {left:.1f} h left" if left else "")
@@ -121,30 +123,42 @@ def _summary_cell(value: object, form: Callable[[object, int], str]) -> Cell:
 
 
 def _said(value: object) -> str:
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return " ".join(map(str, value))
     return {None: "none", True: "on", False: "off"}.get(value, str(value)) if isinstance(value, bool | None) else str(value)
 
 
-def _settings(runs: Sequence[Run], besides: Sequence[Beside]) -> Sections:
-    """Of several runs the settings in which they differ; of one, those that are not the defaults; the others folded."""
+def _settings(runs: Sequence[Run], besides: Sequence[Beside], tasks: Sequence[Settings]) -> Sections:
+    """Of several runs the settings in which they differ; of one, those that are not the defaults; the others folded, and so is what one run
+    has and another has not, as it is of another task or another version."""
     known = [(run, beside.settings) for run, beside in zip(runs, besides, strict=True) if beside.settings]
     if not known:
         return []
     labels, columns = [run.label for run, _ in known], [settings for _, settings in known]
     title, what = "Settings that differ", "in which the runs differ"
     if len(known) == 1:
-        beside = next(beside for beside in besides if beside.settings)
-        defaults = {name: one.default for name, one in SETTINGS.fields.items()} if beside.is_classification else {}
+        task = next(beside for beside in besides if beside.settings).task(tasks)
+        if task is None:
+            rows = [(name, _said(value)) for name, value in columns[0].items()]
+            return [section("Settings", pages.table(("setting", "value"), rows, caption="All settings of the run"))]
+        defaults = {name: one.default for name, one in task.fields.items()}
         labels, columns = ["default", *labels], [defaults, *columns]
         title, what = "Settings that are not the defaults", "that are not the defaults"
     names = [name for name in dict.fromkeys(name for settings in columns for name in settings) if name not in UNCOMPARED]
-    values = {name: [_said(settings[name]) if name in settings else "-" for settings in columns] for name in names}
-    differing = [(name, *row) for name, row in values.items() if len(set(row)) > 1 and (len(known) > 1 or row[0] != "-" or not columns[0])]
-    alike = [(name, row[-1]) for name, row in values.items() if len(set(row)) == 1]
-    content = [pages.table(("setting", *labels), differing, caption=f"Settings {what}")] if differing else [element("p", f"There are none {what}.")]
+    values = {name: [_said(settings[name]) for settings in columns if name in settings] for name in names}
+    differing = [name for name in names if len(set(values[name])) > 1]
+    alike = [(name, values[name][0]) for name in names if len(values[name]) == len(columns) and name not in differing]
+    partial = [name for name in names if len(values[name]) < len(columns) and name not in differing] if len(known) > 1 else []
+
+    def compared(names: list[str], caption: str) -> Markup:
+        rows = [(name, *(_said(settings[name]) if name in settings else "-" for settings in columns)) for name in names]
+        return pages.table(("setting", *labels), rows, caption=caption)
+
+    content = [compared(differing, f"Settings {what}") if differing else element("p", f"There are none {what}.")]
     if alike:
         content.append(pages.folded(f"{len(alike)} other settings", pages.table(("setting", "value"), alike, caption="The other settings")))
+    if partial:
+        content.append(pages.folded(f"{len(partial)} settings that only some of the runs have", compared(partial, "Settings that only some of the runs have")))
     return [section(title, *content)]
 
 
@@ -165,7 +179,7 @@ def _curves(runs: Sequence[Run]) -> tuple[str, Markup]:
             lines.append(Line(f"{run.label}{best}", smoothed, style))
             if panel.is_smoothed and len(runs) <= MAX_RAW and len(raw) > 1:
                 lines.append(Line(run.label, raw, style, is_faint=True))
-        unit = "%" if "accuracy" in panel.title else "loss" if "loss" in panel.title else ""
+        unit = "%" if "%" in panel.title else "loss" if "loss" in panel.title else ""
         figures.append(charts.curves(panel.title, lines, x_name="epoch", y_name=unit, limits=plots._limits(list(runs), panel)))
     for title, unit, points_of in (("Training images per second", "images/s", _speed), ("Time spent waiting for data, %", "%", _wait_share)):
         lines = [Line(run.label, points, style) for style, run in enumerate(runs) if (points := points_of(run))]
@@ -175,7 +189,7 @@ def _curves(runs: Sequence[Run]) -> tuple[str, Markup]:
     note = (
         f"Thick: mean of {window} epochs around"
         + ("; thin: each epoch." if len(runs) <= MAX_RAW else ".")
-        + " The falling loss of the first epochs leaves the frame."
+        + (" The falling loss of the first epochs leaves the frame." if plots.fall_epochs(list(runs)) else "")
     )
     return section("Curves", charts.legend([run.label for run in runs]), element("div", *figures, class_="charts"), element("p", note, class_="soft"))
 

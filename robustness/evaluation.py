@@ -24,7 +24,7 @@ from robustness.recording import Recorder, viewer, write_classes
 from robustness.scores import CORRUPTIONS, SEVERITIES
 from robustness.sets import Corrupted, Suite, TestSet, readable_classes
 from run.config import Config
-from run.disk import write_whole, writing
+from run.disk import check_writable, write_whole, writing
 from sources.progress import Progress
 from utils import all_sum, log
 
@@ -145,11 +145,8 @@ class Report:
 
     def check_writable(self) -> None:
         """InputError where the file cannot be written."""
-        self.write()
-        if self.rank.is_main and self.path is not None and not self.path.exists():
-            with writing(f"--report {self.path}", "name another file"):
-                self.path.touch()
-                self.path.unlink()
+        if self.rank.is_main and self.path is not None:
+            check_writable(self.path, flag="--report")
 
     def write(self) -> None:
         """Bring the file up to date, where all results are to be in it."""

@@ -416,6 +416,8 @@ def parse(argv: list[str]) -> tuple[Config, list[str]]:
     adopted = _adopted(settings)
     cfg = Config(**settings, **adopted)
     validate(cfg)
+    if cfg.lr_base is not None and any(text.partition("=")[0] == "--lr" for text in argv):
+        raise InputError(f"--lr beside --lr-base {cfg.lr_base:g}, which takes its place: drop one of them; --lr-base none undoes a recipe's")
     if cfg.resplit and not cfg.aug_splits:
         notes = [*notes, "--resplit has no effect: it spares the first of --aug-splits, and there are none"]
     return cfg, notes + [f"--{name.replace('_', '-')} {value}, as in {cfg.teacher_labels}" for name, value in adopted.items()]

@@ -12,6 +12,9 @@ from tqdm import tqdm
 
 from run.signals import StopRequest
 
+WIDE, NARROW = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}  {text}", "{desc} {n_fmt}/{total_fmt} {text}"
+AROUND_TEXT = len(" 100%|") + 20 + len("| /  ")  # letters of the wide one, besides title, text and numbers of steps
+
 
 class _Line(tqdm):
     """tqdm's bar, without the thread and the lock between processes that it would bring into a run."""
@@ -22,8 +25,11 @@ class _Line(tqdm):
 
     @property
     def format_dict(self) -> dict:
-        """What its format may name."""
-        return {**super().format_dict, "text": self.text}
+        """What its format may name, and the format: on a terminal too narrow for all of it, without what is there for the eye."""
+        values = super().format_dict
+        is_wide = AROUND_TEXT + len(self.desc) + 2 * len(str(self.total)) + len(self.text) <= (values["ncols"] or 80)
+        text = self.text if is_wide else self.text.replace("  ", " ").replace("images/s", "img/s")
+        return {**values, "text": text, "bar_format": WIDE if is_wide else NARROW}
 
 
 DRAW_EVERY_S = 0.2  # a bar, at most
@@ -45,7 +51,7 @@ class Bar:
     """A line at the bottom of a terminal: how much of `total` is done, and a text. It is gone once it is closed, or the run is told to stop."""
 
     def __init__(self, title: str, total: int, num_done: int):
-        how = {"bar_format": "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}  {text}", "mininterval": DRAW_EVERY_S, "miniters": 1}
+        how = {"mininterval": DRAW_EVERY_S, "miniters": 1}
         has_size = all(os.get_terminal_size(sys.stdout.fileno()))  # under some recorders a terminal has none
         how |= {"dynamic_ncols": True} if has_size else {"ncols": 80, "nrows": 24}
         self._line = _Line(desc=title, total=total, initial=num_done, file=sys.stdout, leave=False, **how)

@@ -59,6 +59,16 @@ def write_whole(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: Path, *, flag: str) -> None:
+    """InputError, which names the `flag` that the path came from, where the file cannot be written; one that is there is left as it is."""
+    with writing(f"{flag} {path}", "name another file"):
+        if path.exists():
+            path.open("ab").close()
+        else:
+            path.touch()
+            path.unlink()
+
+
 @contextlib.contextmanager
 def writing_csv(path: Path, columns: Iterable[str], *, flag: str) -> Iterator:
     """The csv writer of a file with a first row of `columns`, which appears once the block is left without an error.

@@ -175,11 +175,16 @@ class Settings:
         fields = self.fields
 
         class Formatter(argparse.HelpFormatter):
-            """Adds the default to each setting's help."""
+            """Adds the default to each setting's help, unless that tells what nothing stands for."""
 
             def _get_help_string(self, action: argparse.Action) -> str:
-                default = fields[action.dest].default if action.dest in fields else None
-                return action.help if default is None else f"{action.help} [{default}]".replace("%", "%%")
+                if action.dest not in fields:
+                    return action.help
+                default = fields[action.dest].default
+                if default is None:
+                    return action.help if "default" in action.help else f"{action.help} [none]"
+                said = " ".join(map(str, default)) if isinstance(default, tuple) else default
+                return f"{action.help} [{said}]".replace("%", "%%")
 
         return Formatter(prog, max_help_position=32, width=120)
 

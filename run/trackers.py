@@ -30,6 +30,12 @@ def import_package(name: str) -> ModuleType:
         raise InputError(f"--tracker {name} needs its package: pip install {name} (see requirements-trackers.txt), or drop the flag") from error
 
 
+def require_package(cfg: RunConfig) -> None:
+    """InputError where the run's tracker has no package: asked before a run leaves anything behind, or checks a teacher for minutes."""
+    if name := wanted(cfg):
+        import_package(name)
+
+
 def _open_wandb(wandb: ModuleType, cfg: RunConfig, *, folder: Path, run_id: str):
     """On this machine alone, unless WANDB_MODE says online; `wandb sync` sends it later. Its own copy of the console would come between the bar and
     the terminal."""

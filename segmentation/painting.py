@@ -15,22 +15,28 @@ from loading.sized import normalised, to_size, written
 from run.errors import InputError
 from segmentation.batches import tested_size
 from segmentation.evaluation import predicted
+from segmentation.networks import IGNORED
 from segmentation.saved import Saved
 
 OPACITY = 0.5  # of the colours over a picture
 
 
-@torch.inference_mode()
 def find_labels(net: nn.Module, path: str, max_size: tuple[int, int], device: torch.device) -> tuple[np.ndarray, np.ndarray]:
     """The picture in a file (H, W, 3), and the number of the most probable class of each of its pixels (H, W). DamagedImage where it cannot be read,
     InputError where the network gives no finite numbers."""
     picture = pictures.read_picture(path)
+    return picture, labelled(net, picture, max_size, device, where=path)
+
+
+@torch.inference_mode()
+def labelled(net: nn.Module, picture: np.ndarray, max_size: tuple[int, int], device: torch.device, *, where: str) -> np.ndarray:
+    """The labels of a picture (H, W, 3) from the file `where`, as `find_labels` gives them."""
     original_size = tuple(picture.shape[:2])
     size = tested_size(*original_size, max_size)
     logits = net(normalised(written([to_size(picture, size)], size).to(device), [size]))
     if not logits.isfinite().all():
-        raise InputError(f"{path}: the network's output is not finite; its training has diverged or the checkpoint is damaged: use an earlier one")
-    return picture, predicted(logits, size, original_size).cpu().numpy()
+        raise InputError(f"{where}: the network's output is not finite; its training has diverged or the checkpoint is damaged: use an earlier one")
+    return predicted(logits, size, original_size).cpu().numpy()
 
 
 def shares(labels: np.ndarray, num_classes: int) -> Iterator[tuple[int, float]]:
@@ -55,8 +61,9 @@ def label_image(labels: np.ndarray, saved: Saved) -> Image.Image:
 
 
 def overlay(picture: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8, the picture under the colours (C, 3) of its labels."""
-    return (picture * (1 - OPACITY) + palette[labels] * OPACITY + 0.5).astype(np.uint8)
+    """(H, W, 3) uint8, the picture under the colours (C, 3) of its labels; as it is where these are `IGNORED`."""
+    painted = (picture * (1 - OPACITY) + palette[labels] * OPACITY + 0.5).astype(np.uint8)
+    return np.where((labels == IGNORED)[..., None], picture, painted)
 
 
 # ---- what predict.py does with it

@@ -1,21 +1,27 @@
 """A segmenter's part of a run: its data, its network, its schedule, what it puts into the training loop, and its evaluation."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from timm.scheduler import PolyLRScheduler
 from torch import Tensor, nn
 
 from engine import EvalParts, TrainParts
+from features import class_report
+from features.class_report import ClassReport
 from loading import augment, pixels
 from loading.loaders import loader_settings
 from loading.steps import ImageLoader, StepLoader
-from run import checkpoint, disk
+from reporting.evaluation_page import confusions
+from reporting.outcomes import pairs_of_matrix
+from run import checkpoint
 from run.checkpoint import TrainState
 from run.errors import InputError
 from segmentation import data as pairs
-from segmentation import names, networks
+from segmentation import names, networks, painting
 from segmentation.batches import Batch, build_plan, build_train_loader, build_val_loader
 from segmentation.classes import ADE20K, Classes, numbered, read_classes
 from segmentation.config import METRICS, Config
@@ -146,22 +152,56 @@ def told_figures(figures: dict[str, float]) -> str:
 
 def score(net: nn.Module, loader: ImageLoader, parts: EvalParts, *, class_names: list[str]) -> tuple[dict[str, float], dict]:
     """Figures by published name, and per class: the same for any number of processes, and known to all of them."""
+    return summary(counted(net, loader, parts, num_classes=len(class_names)), class_names)
+
+
+def counted(net: nn.Module, loader: ImageLoader, parts: EvalParts, *, num_classes: int) -> Tensor:
+    """The confusion matrix of the pictures of all processes, as `segmentation.evaluation.confusion` has it."""
     progress = Progress(len(loader), log.info, what="pictures evaluated")
     with parts.autocast(parts.rank.device):
-        matrix = count(net, loader, len(class_names), parts.rank.device, after_image=progress.add)
-    return summary(all_sum(matrix), class_names)
+        matrix = count(net, loader, num_classes, parts.rank.device, after_image=progress.add)
+    return all_sum(matrix)
 
 
 def report(net: nn.Module, loader: ImageLoader, parts: EvalParts, *, cfg: Config, data: SegData) -> None:
-    """Evaluate and print the line that ends `--eval`; write the figures of each class to the CSV file of --report."""
-    figures, per_class = score(net, loader, parts, class_names=data.class_names)
+    """Evaluate and print the line that ends `--eval`; write the figures of each class to the file of --report."""
+    matrix = counted(net, loader, parts, num_classes=len(data.class_names))
+    figures, per_class = summary(matrix, data.class_names)
     if cfg.report and parts.rank.is_main:
-        with disk.writing_csv(Path(cfg.report), ["class", *per_class], flag="--report") as writer:
-            for name in data.class_names:
-                writer.writerow([name, *(f"{values[name]:.6f}" if name in values else "" for values in per_class.values())])
+        described = report_of(figures, per_class, matrix, data, loader)
+        shown = seen(net, data, tuple(cfg.max_size), parts.rank.device) if class_report.is_page(cfg) else ()
+        class_report.write(cfg, dataclasses.replace(described, views=shown))
     num_skipped = loader.damage.num_skipped
     skipped = f"  damaged ones left out: {num_skipped}" if num_skipped else ""
     log.info("Segmentation of the %d test pictures: %s%s", len(data) - num_skipped, told_figures(figures), skipped)
+
+
+def seen(net: nn.Module, data: SegData, max_size: tuple[int, int], device: torch.device) -> Iterator[class_report.View]:
+    """A few pictures under their labels, and under those that the network gives them."""
+    palette = data.classes.palette
+
+    def look(place: int, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = painting.labelled(net, picture, max_size, device, where=data.image_file(place))
+        return painting.overlay(picture, data.labels(place), palette), painting.overlay(picture, found, palette)
+
+    return class_report.views([data.image_file(i) for i in range(len(data))], look)
+
+
+def report_of(figures: dict[str, float], per_class: dict, matrix: Tensor, data: SegData, loader: ImageLoader) -> ClassReport:
+    """What was found, for the file of --report, with what each class is taken for."""
+    counts = matrix.cpu().numpy()
+    num_skipped = loader.damage.num_skipped
+    return ClassReport(
+        figures=figures,
+        per_class=per_class,
+        class_names=data.class_names,
+        judged=f"{len(data) - num_skipped} pictures with {counts.sum()} labelled pixels."
+        + (f" {num_skipped} damaged ones were left out." if num_skipped else ""),
+        counted="pixels",
+        counts=counts.sum(1).tolist(),
+        headings={"mIoU": "mean IoU", "mAcc": "mean accuracy of the classes", "aAcc": "accuracy of the pixels", "IoU": "IoU", "Acc": "accuracy"},
+        sections=tuple(confusions(pairs_of_matrix(counts), counts.sum(1).tolist(), data.class_names, matrix=counts, what="pixels")),
+    )
 
 
 def announce(cfg: Config, loader: StepLoader, rank: Rank) -> None:

@@ -21,14 +21,14 @@ MAY_IMPORT = {
     "distillation": "utils run loading model datasets engine",
     "deployment": "utils run loading sources datasets engine",
     "robustness": "utils run loading sources datasets engine reporting",
-    "reporting": "run loading model distillation",
+    "reporting": "run loading model distillation deployment",
     "measuring": "utils run model loading losses engine distillation deployment reporting",
     "preflight": "utils run loading model losses datasets engine distillation measuring",
     "refining": "utils run loading sources datasets engine",
     "publishing": "run model deployment measuring",
-    "features": "utils run model loading engine deployment",
+    "features": "utils run model loading engine deployment reporting",
     "detection": "utils run loading sources engine features deployment",
-    "segmentation": "utils run loading sources engine features deployment",
+    "segmentation": "utils run loading sources engine features deployment reporting",
 }
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("[!.]*/__init__.py") if path.parent.name not in ("tests", "benchmarks"))
 COMMANDS = {path.stem for path in ROOT.glob("*.py")} - set(MAY_IMPORT)

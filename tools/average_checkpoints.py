@@ -117,7 +117,7 @@ def main(argv: list[str]) -> int:
         cfg = recipe.recipe_of(first.saved, first.source, flags, is_eval=args.bn == "average")
         num_trials = len(chosen) + 1 + (len(chosen) + 1 if args.soup == "greedy" else 0)
         state, noted = tried(args, chosen, Trial(cfg, first.state(), rank, share=args.held_out, num_trials=num_trials))
-    made_from = {"what": f"{args.soup} soup of {len(noted['members'])} checkpoints", "use_ema": args.use_ema, **noted}
+    made_from = {"what": f"{args.soup} soup of {len(noted['members'])} checkpoint{'s' if len(noted['members']) > 1 else ''}", "use_ema": args.use_ema, **noted}
     writing.write(out, state, first.saved, made_from=made_from)
     log.info("%s: the %s", out, made_from["what"])
     process.stop_process()

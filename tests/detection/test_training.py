@@ -21,6 +21,7 @@ from features import running, weights
 from run import checkpoint, optim, signals
 from run.config import RunConfig
 from run.errors import InputError
+from tests.browsing import read_page
 from tests.conftest import ROOT, finish, read_log, run_processes, start, wait_for
 from tests.detection.conftest import SHORT_RUN
 from tests.test_main import states_equal, steady
@@ -246,20 +247,28 @@ def test_a_step_that_is_not_finite_is_left_out_of_network_and_logs(short_run, tm
 
 def test_evaluation_reports_the_last_epochs_figures_of_ours_and_of_the_published_form(whole, short_run, tmp_path):
     record = read_log(whole)[-1]
-    report = tmp_path / "classes.csv"
-    _, said = short_run("--eval", f"--resume={whole / 'checkpoint_last.pth'}", f"--report={report}")
+    report, page = tmp_path / "classes.csv", tmp_path / "classes.html"
+    _, said = short_run("--eval", f"--resume={whole / 'checkpoint_last.pth'}", f"--report={page}")
     wanted = f"on the 6 test images: bbox mAP {record['bbox_mAP']:.4f}"
     assert wanted in said and f"segm mAP {record['segm_mAP']:.4f}" in said
-    with report.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["class"] for row in rows] == ["circle", "square", "triangle"]
-    assert sum(float(row["bbox_mAP"]) for row in rows) / 3 == pytest.approx(record["bbox_mAP"], abs=1e-5)
-
     opened = saved.open_checkpoint(str(whole / "checkpoint_last.pth"))
     assert (opened.class_names, opened.max_size, opened.net.training) == (["circle", "square", "triangle"], (96, 64), False)
     torch.save({"state_dict": names.to_published(opened.net)}, tmp_path / "published.pth")
-    _, said = short_run("--eval", "bbox", f"--resume={tmp_path / 'published.pth'}")
+    _, said = short_run("--eval", "bbox", f"--resume={tmp_path / 'published.pth'}", f"--report={report}")
     assert wanted in said and "segm" not in said
+    with report.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == ["circle", "square", "triangle"] and len(rows[0]) == 4
+    for column in ("bbox_mAP", "bbox_mAP_50", "bbox_mAP_75"):
+        assert sum(float(row[column]) for row in rows) / 3 == pytest.approx(record[column], abs=1e-5)
+    shown = read_page(page)
+    classes = {row[0]: row[2:5] for row in shown.rows if len(row) == 8}
+    assert [classes[row["class"]] for row in rows] == [[f"{100 * float(row[column]):.2f}" for column in list(row)[1:]] for row in rows]
+    assert len(shown.all("img")) == 2 * 6 and shown.all("img")[0]["alt"].endswith(": what is there")
+    assert ["mask AP75", f"{100 * record['segm_mAP_75']:.2f}"] in shown.rows
+    with pytest.raises(InputError, match="classes.html cannot be written"):  # before anything is evaluated
+        short_run("--eval", f"--resume={whole / 'checkpoint_last.pth'}", f"--report={tmp_path / 'no' / 'classes.html'}")
+
     again = saved.open_checkpoint(str(tmp_path / "published.pth"), model="recnext_m0")
     assert states_equal(again.net.state_dict(), opened.net.state_dict()) and again.class_names == ["0", "1", "2"]
     with pytest.raises(InputError, match="does not say what backbone its detector has: add --model"):

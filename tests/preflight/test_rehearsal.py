@@ -79,7 +79,7 @@ def test_all_faults_are_told_a_line_each(tmp_path):
         "--model recnext_m is no model",
         "--opt adamq is no optimiser",
         "--aa other is no policy",
-        "teacher.pth",
+        "or --distillation-type none for a run without one",
         "no.pth: there is no such file",
         "--device",
     ]

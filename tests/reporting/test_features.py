@@ -1,13 +1,15 @@
 """Pictures of features and receptive fields: what is drawn is what the network computes, and the figures are those of a known case."""
 
+import dataclasses
 import json
 import re
 import sys
 
 import numpy as np
 import pytest
+import timm
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import nn
 
 import model
@@ -161,8 +163,29 @@ def test_classes_input_size_and_distillation_head_are_the_checkpoints(tmp_path):
     assert inspection.open_network("repvit_m0_9", source=str(path), seed=0).net.num_classes == 5
 
 
+def test_photos_are_seen_as_the_checkpoints_evaluation_sees_them_and_upright(tmp_path):
+    """Squashed, not cropped, normalised by its own values, in the network that it is of; and shown in the colours that they have."""
+    halves = np.zeros((60, 80, 3), np.uint8)
+    halves[:, 4:] = 204
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3  # upside down: the dark stripe, that a centre crop would leave out, is on the right
+    Image.fromarray(halves).save(tmp_path / "photo.png", exif=exif)
+    kwargs = {"channels": [4, 8, 8, 8], "layers": [1, 1, 1, 1]}
+    net = timm.create_model("resnet18", num_classes=3, **kwargs)
+    facts = {"mean": [0.5] * 3, "std": [0.25] * 3, "crop_pct": 1.0, "crop_mode": "squash", "interpolation": "bilinear", "input_size": 40}
+    torch.save({"model": net.state_dict(), "args": {"model": "resnet18", "model_kwargs": kwargs}, **facts}, tmp_path / "weights.pth")
+    network = inspection.open_network("resnet18", source=str(tmp_path / "weights.pth"), seed=0)
+    image = inspection.load_photo(tmp_path / "photo.png", network, 40)
+    assert image[0, 20, 0].item() == pytest.approx((0.8 - 0.5) / 0.25) and image[0, 20, 39].item() == pytest.approx(-2)
+    colors = inspection.to_pixels(image, network.statistics)
+    assert colors[20, 0].tolist() == pytest.approx([0.8] * 3, abs=1e-6) and colors[20, 39].tolist() == pytest.approx([0] * 3, abs=1e-6)
+    untrained = inspection.load_photo(tmp_path / "photo.png", inspection.open_network("resnet18", source=None, seed=0), 40)
+    assert untrained[0, 20, 39].item() == pytest.approx((0.8 - 0.485) / 0.229)
+
+
 def test_the_caption_says_which_weights_are_trained():
-    trained, untrained = (inspection.Network("net", nn.Identity(), "", is_trained) for is_trained in (True, False))
+    net = inspection.open_network("test_resnet", source=None, seed=0)
+    trained, untrained = dataclasses.replace(net, trained=dataclasses.replace(net.trained, source="weights.pth")), net
     assert receptive_field.training_note([untrained, untrained]).startswith("Untrained weights")
     assert receptive_field.training_note([trained, untrained]).startswith("Only one of the two")
     assert receptive_field.training_note([trained, trained]) == "Trained weights."

@@ -80,6 +80,7 @@ def test_classes_pairs_and_mistakes_are_those_worked_out_by_hand():
     found = outcomes.by_class(HAND, 4)
     assert found[0] == (0, 3, 1, pytest.approx(2.15 / 3), 1, 2, 1) and found[3] == (3, 0, 0, 0.0, None, 0, 0)
     assert outcomes.confused_pairs(HAND) == [(0, 1, 2), (1, 0, 1)]
+    assert outcomes.pairs_of_matrix(outcomes.confusion(HAND, 3)) == outcomes.confused_pairs(HAND)
     assert outcomes.confident_mistakes(HAND, 2).tolist() == [2, 1]
     assert outcomes.confusion(HAND, 3).tolist() == [[1, 2, 0], [1, 1, 0], [0, 0, 1]]
     halves = [Outcomes(*(getattr(HAND, name)[part] for name in Outcomes.__dataclass_fields__)) for part in (slice(1, None, 2), slice(0, None, 2))]
@@ -95,12 +96,14 @@ def test_the_page_of_fifty_thousand_images_of_a_thousand_classes_stays_small(tmp
     labels = [f"n{i:08d} {NASTY}" for i in range(1000)]
     sections = evaluation_page.evaluation_sections(many, labels, lambda place: (noise, f"val/{NASTY}/{place}.JPEG"))
     document = {"model": "m", "weights": "w", "use_ema": False, "num_classes": 1000, "input_size": 224, "crop_pct": 0.875}
+    document |= {"tta": "hflip", "crop_mode": "squash", "interpolation": "bicubic"}
     document["accuracies"] = {"clean": {"acc1": 75.0, "acc5": 90.0, "loss": 1.0, "num_images": 50_000}}
     (tmp_path / "many.html").write_text(evaluation_page.evaluation_page(document, sections, num_skipped=3), encoding="utf-8")
     page = read_page(tmp_path / "many.html")
     assert (tmp_path / "many.html").stat().st_size < 2_500_000
     assert len(page.all("img")) == evaluation_page.NUM_MISTAKES and len(page.rows) < 1000 + evaluation_page.NUM_PAIRS + 30
-    assert "3 damaged images were left out" in page.text and len(page.all("script")) == 1
+    assert "3 damaged images were left out" in page.text and "crop 0.875, mode squash, each with its mirror image (--tta hflip); 1000" in page.text
+    assert len(page.all("script")) == 1
 
 
 # --- an evaluation ---------------------------------------------------------------------------------------------------------------------
@@ -219,6 +222,32 @@ def test_one_run_is_held_against_the_defaults_and_a_published_log_has_nothing_be
     assert "6 epochs, 0 to 5." in run_page.run_page([str(runs / "first")])
     assert ["epochs", "300", "6"] in ours.rows and ["lr", "0.001"] in ours.rows and "6 of 6 epochs: finished" in ours.text
     assert "Environment" not in theirs.texts and "Rates and waits" not in theirs.texts and "5 epochs, 0 to 4." in theirs.text
+
+
+def test_runs_of_other_tasks_have_their_own_measures_defaults_and_length(runs, tmp_path):
+    detector, segmenter = tmp_path / "tasks" / "detector", tmp_path / "tasks" / "segmenter"
+    for folder, task, settings, measures in (
+        (detector, "detection", "epochs: 2\nmax_size: [1333, 800]\nlr: 0.1\n", [{"bbox_mAP": 0.3, "bbox_mAP_50": 0.5, "segm_mAP": -1}, {"bbox_mAP": 0.25}]),
+        (segmenter, "segmentation", "iterations: 60\neval_interval: 20\nlr: 0.2\nscales: [0.5, 2.0]\n", [{"mIoU": 0.41}, {"mIoU": 0.425}]),
+    ):
+        folder.mkdir(parents=True)
+        records = [{"epoch": epoch, "train_loss": 1.0, **measured} for epoch, measured in enumerate(measures)]
+        (folder / "log.txt").write_text("".join(json.dumps(record) + "\n" for record in records))
+        (folder / "train_log.txt").write_text("".join(json.dumps({"mode": "val"} | record) + "\n" for record in records))
+        (folder / "args.yaml").write_text(f"# python -m {task} --config <this file> runs this again.\n{settings}")
+    for name in (detector, segmenter, tmp_path / "tasks", tmp_path):
+        assert report.main([str(name), "--out", str(tmp_path / f"{name.name}.html")]) == 0
+    boxes, pixels, both, everything = (read_page(tmp_path / f"{name}.html") for name in ("detector", "segmenter", "tasks", tmp_path.name))
+    assert ["detector", "30.00", "0", "25.00", "2"] in boxes.rows and "Box AP at half overlap, %" in boxes.texts and "Mask AP, %" not in boxes.texts
+    assert ["segmenter", "42.50", "1", "42.50", "2"] in pixels.rows and "2 of 3 epochs: unfinished." in pixels.text
+    assert ["max_size", "1333 800"] in boxes.rows and ["lr", "0.0002", "0.1"] in boxes.rows and ["scales", "0.5 2.0"] in pixels.rows
+    assert ["lr", "0.1", "0.2"] in both.rows and ["scales", "-", "0.5 2.0"] in both.rows and "5 settings that only some of the runs have" in both.texts
+    assert [row[0] for row in everything.rows if row[0] in ("second <i>&", "first", "detector", "segmenter")][:4] == [
+        "second <i>&",
+        "first",
+        "detector",
+        "segmenter",
+    ]
 
 
 def test_damaged_neighbours_of_a_log_are_told_and_wrong_names_refused(runs, tmp_path, capsys):

@@ -88,6 +88,7 @@ def test_every_setting_is_read_outside_of_config():
         ([*DIGITS, "--seed", "99999999999999999999"], ["--seed", "more than"]),
         ([*DIGITS, "--opt-kwargs", "eps=1", "lr=1"], ["--opt-kwargs cannot set eps, lr"]),
         ([*DIGITS, "--lr-base-scale", "sqrt"], ["--lr-base-scale", "--lr-base is scaled: add it"]),
+        ([*DIGITS, "--lr-base", "0.1", "--lr=1e-3"], ["--lr beside --lr-base 0.1", "--lr-base none"]),
         ([*DIGITS, "--lr-cycle-limit", "2", "--sched", "step"], ["--sched step has no cycles"]),
         ([*DIGITS, "--lr-cycle-mul", "2"], ["add --lr-cycle-limit"]),
         ([*DIGITS, "--lr-cycle-limit", "99", "--lr-cycle-mul", "1e300"], ["--lr-cycle-limit 99 --lr-cycle-mul 1e+300", "never ends"]),
@@ -167,3 +168,10 @@ def test_help_needs_no_torch_and_names_every_flag():
     done = run_command("-c", code)
     assert done.returncode == 0, done.stderr
     assert [name for name in config.SETTINGS.fields if f"--{name.replace('_', '-')}" not in done.stdout] == []
+
+
+def test_help_tells_every_default():
+    parser = config.SETTINGS.build_parser()
+    told = {action.dest: parser._get_formatter()._get_help_string(action) for action in parser._actions if action.dest in config.SETTINGS.fields}
+    assert [name for name, text in told.items() if not text.endswith("]") and "default" not in text] == []
+    assert told["layer_decay"].endswith("timm's [none]") and told["lr"].endswith(" [0.001]")

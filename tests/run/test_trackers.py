@@ -8,6 +8,7 @@ import types
 
 import pytest
 
+import main
 from run import checkpoint, config, records, trackers
 from run.errors import InputError
 from tests.conftest import read_log
@@ -109,6 +110,10 @@ def test_nothing_is_imported_unless_it_is_asked_for(tmp_path, monkeypatch):
     for flags, name in ((("--tracker=trackio",), "trackio"), (("--project=p",), "wandb")):
         with pytest.raises(InputError, match=f"--tracker {name} needs its package: pip install {name}"):
             records.Records(settings(*flags), tmp_path, 0)
+    folder = tmp_path / "untouched"
+    with pytest.raises(InputError, match="--tracker wandb needs its package"):
+        main.main(["--tracker=wandb", "--data-set=DIGITS", "--device=cpu", "--distillation-type=none", f"--output_dir={folder}"])
+    assert not folder.exists()
 
 
 def test_a_run_may_go_on_with_another_tracker():

@@ -16,6 +16,7 @@ from run.command import run_command
 from run.errors import InputError
 from segmentation import data, exporting, names, networks, painting, saved
 from segmentation.classes import Classes, numbered
+from segmentation.networks import IGNORED
 from segmentation.saved import Saved
 from tests.segmentation import made
 
@@ -72,6 +73,7 @@ def test_overlays_and_shares_by_hand():
     palette = np.array([[0, 0, 0], [255, 101, 0]], np.uint8)
     picture = np.full((1, 2, 3), 100, np.uint8)
     assert painting.overlay(picture, np.array([[0, 1]]), palette).tolist() == [[[50, 50, 50], [178, 101, 50]]]
+    assert painting.overlay(picture, np.array([[0, IGNORED]]), palette).tolist() == [[[50, 50, 50], picture[0, 1].tolist()]]
     assert list(painting.shares(np.array([[2, 0], [2, 2]]), 5)) == [(2, 0.75), (0, 0.25)]
 
 

@@ -20,6 +20,7 @@ from run.errors import InputError
 from segmentation import __main__ as command
 from segmentation import config, names, networks, training
 from segmentation.config import Config
+from tests.browsing import read_page
 from tests.conftest import ROOT, finish, read_log, run_processes, start, wait_for
 from tests.detection.test_training import step_lines
 from tests.segmentation import made
@@ -200,7 +201,7 @@ def told(said: str) -> list[str]:
 
 def test_evaluation_reports_the_last_figures_of_ours_and_of_the_published_form(whole, short_run, tmp_path):
     record = read_log(whole)[-1]
-    report = tmp_path / "classes.csv"
+    report, page, numbers = (tmp_path / f"classes.{ending}" for ending in ("csv", "html", "json"))
     _, said = short_run("--eval", f"--resume={whole / 'checkpoint_last.pth'}", f"--report={report}")
     assert "Segmentation of the 5 test pictures" in said
     assert told(said) == [f"{record[name]:.4f}" for name in config.METRICS]
@@ -212,7 +213,17 @@ def test_evaluation_reports_the_last_figures_of_ours_and_of_the_published_form(w
     net = networks.build("test_resnet", 4, channels=16)
     names.load(net, checkpoint.read(str(whole / "checkpoint_last.pth")), where="ours")
     torch.save({"state_dict": names.to_published(net)}, tmp_path / "published.pth")
-    assert told(short_run("--eval", "mIoU", f"--resume={tmp_path / 'published.pth'}")[1]) == told(said)
+    assert told(short_run("--eval", "mIoU", f"--resume={tmp_path / 'published.pth'}", f"--report={page}")[1]) == told(said)
+    shown = read_page(page)
+    classes = {row[0]: row[1:] for row in shown.rows if len(row) == 4}
+    assert [classes[row["class"]][1] for row in rows] == [f"{100 * float(row['IoU']):.2f}" if row["IoU"] else "-" for row in rows]
+    assert len(shown.all("img")) == 2 * 5
+    matrix = [[int(count) for count in row[1:]] for row in shown.rows[-4:]]
+    assert [sum(row) for row in matrix] == [int(classes[row["class"]][0]) for row in rows]
+    assert sum(matrix[k][k] for k in range(4)) / sum(map(sum, matrix)) == pytest.approx(record["aAcc"], abs=1e-6)
+    short_run("--eval", f"--resume={whole / 'checkpoint_last.pth'}", f"--report={numbers}")
+    found = json.loads(numbers.read_text())
+    assert found["figures"] == {name: record[name] for name in config.METRICS}
 
 
 def test_evaluation_without_names_takes_the_checkpoints(whole, shapes, capsys):
