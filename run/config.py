@@ -497,6 +497,10 @@ def _optimisation_rules(cfg: Config) -> list[tuple[bool, str]]:
             f"--lr-cycle-limit {cfg.lr_cycle_limit}: --sched {cfg.sched} has no cycles, {', '.join(CYCLIC)} have",
         ),
         (cycles and cfg.lr_cycle_limit == 1, "--lr-cycle-mul and --lr-cycle-decay say what a cycle is to the one before: add --lr-cycle-limit N, or drop them"),
+        (
+            cfg.compile and cfg.sync_bn,
+            "--compile --sync-bn: processes that wait for one another inside the network wait for ever where one's compiler fails: drop one of them",
+        ),
         (cfg.sched_on_updates and cfg.sched == "plateau", "--sched plateau waits for accuracies, which come with epochs: drop --sched-on-updates"),
         (
             cfg.warmup_steps is not None and not cfg.sched_on_updates,

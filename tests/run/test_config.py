@@ -87,6 +87,7 @@ def test_every_setting_is_read_outside_of_config():
         ([*DIGITS, "--lr-noise", "0.9", "0.1"], ["earlier fraction first"]),
         ([*DIGITS, "--seed", "99999999999999999999"], ["--seed", "more than"]),
         ([*DIGITS, "--opt-kwargs", "eps=1", "lr=1"], ["--opt-kwargs cannot set eps, lr"]),
+        ([*DIGITS, "--compile", "--sync-bn"], ["--compile --sync-bn", "drop one of them"]),
         ([*DIGITS, "--lr-base-scale", "sqrt"], ["--lr-base-scale", "--lr-base is scaled: add it"]),
         ([*DIGITS, "--lr-base", "0.1", "--lr=1e-3"], ["--lr beside --lr-base 0.1", "--lr-base none"]),
         ([*DIGITS, "--lr-cycle-limit", "2", "--sched", "step"], ["--sched step has no cycles"]),
