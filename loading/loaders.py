@@ -1,5 +1,6 @@
 """Loader processes, and their batches on the way to the device."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -181,6 +182,19 @@ def _exit_with_parent() -> None:
     os._exit(0)
 
 
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+def _end_with_killed_parent() -> None:
+    """Have Linux kill this process when its parent is killed.
+
+    torch's own watch looks every 5 seconds, not while a file is waited for, and takes a parent that was killed while this process started for alive."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != multiprocessing.parent_process().pid:  # killed before that
+            os._exit(1)
+
+
 def _tell_unless_parent_left(kind: type[BaseException], error: BaseException, trace) -> None:
     """Print an error of a worker's own threads, but for that of handing a batch to a parent that stopped fetching it."""
     if not issubclass(kind, ConnectionError | EOFError):
@@ -191,6 +205,7 @@ def prepare_worker(worker_id: int) -> None:
     """What a loader's process does first."""
     sys.excepthook = _tell_unless_parent_left
     _obey_parent_alone()
+    _end_with_killed_parent()
     pixels.prepare_process()
     pixels.keep_freed_memory()
 

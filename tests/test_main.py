@@ -168,7 +168,7 @@ def test_report_holds_per_class_accuracy_and_confusions(finished, short_run, tmp
     torch.save(saved, tmp_path / "nan.pth")
     with pytest.raises(InputError, match="what the network says of some of the validation images is not finite, so that there is no accuracy: "):
         short_run("--eval", f"--resume={tmp_path / 'nan.pth'}", f"--report={tmp_path / 'nan.json'}")
-    assert json.loads((tmp_path / "nan.json").read_text())["accuracies"] == {}
+    assert not (tmp_path / "nan.json").exists()
 
 
 class StubTeacher(torch.nn.Module):

@@ -53,7 +53,8 @@ def test_killed_inside_an_epoch_and_resumed(never_stopped, digits_folder, tmp_pa
 
 # Settings that make the rates, the groups of parameters and the EMA functions of the step.
 BY_STEPS = [
-    *TINY_RUN, "--drop=0.1", "--drop-path=0.1", "--layer-decay=0.7", "--sched-on-updates", "--warmup-steps=4", "--lr-cycle-limit=2", "--lr-cycle-decay=0.8",
+    *(flag for flag in TINY_RUN if not flag.startswith("--lr=")),
+    "--drop=0.1", "--drop-path=0.1", "--layer-decay=0.7", "--sched-on-updates", "--warmup-steps=4", "--lr-cycle-limit=2", "--lr-cycle-decay=0.8",
     "--model-ema-warmup", "--freeze", "bn1", "layer1", "--bce-loss", "--bce-target-thresh=0.2", "--lr-base=0.01", "--opt-kwargs", "amsgrad=true",
     "--epochs=1", "--lr-noise", "0.2",
 ]  # fmt: skip

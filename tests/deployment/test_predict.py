@@ -1,6 +1,7 @@
 """Predictions of a network that knows the digits: right classes, names, files of any kind, and files that are none."""
 
 import csv
+import math
 import shutil
 from pathlib import Path
 
@@ -236,10 +237,11 @@ def test_what_is_wrong_is_said_in_one_line(flags, message, trained_file, digits,
     assert message.format(**places) in line
 
 
-def test_a_network_that_diverged_is_refused(trained_file, digits, tmp_path, capsys):
+@pytest.mark.parametrize(("value", "message"), [(math.nan, "fc.bias is not finite: use another checkpoint"), (3e38, "the network's output is not finite")])
+def test_a_network_that_diverged_is_refused(trained_file, digits, tmp_path, capsys, value, message):
     state = torch.load(trained_file)["model"]
-    state["fc.bias"][0] = float("nan")
+    state["fc.bias"][0], state["fc.weight"][0] = value, 3e38
     path = changed(trained_file, tmp_path / "a.pth", model=state)
     assert predict.main([str(digits / "1"), f"--resume={path}", f"--csv={tmp_path / 'a.csv'}"]) == 1
-    assert "the network's output is not finite" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "a.csv").exists()

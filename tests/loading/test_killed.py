@@ -76,6 +76,19 @@ def test_a_training_run_ends_with_one_line(digits_folder, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_killed_run_leaves_no_loader_process_behind(digits_folder, tmp_path):
+    """Not even one that waits for ever, as on a lost disk, and so cannot look whether the run still lives."""
+    flags = [*TINY_RUN, "--epochs=1000", "--num_workers=1"]
+    process = start("main.py", *flags, f"--data-path={digits_folder}", f"--output_dir={tmp_path}")
+    wait_for(tmp_path / "log.txt", process)
+    for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        os.kill(int(pid), signal.SIGSTOP)
+    process.kill()
+    process.communicate()  # ends when the last that writes to the run's output does
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
 def test_one_of_two_processes_that_loses_a_loader_process_while_evaluating_says_so(digits_folder, tmp_path):
     script = tmp_path / "kill.py"
     script.write_text(
