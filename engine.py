@@ -193,7 +193,7 @@ def train_step(parts: TrainParts, state: TrainState, micro_batches: Iterable, *,
         if parts.log_steps:
             tally = {name: tally.get(name, 0.0) + value.detach().double() / parts.accum_steps for name, value in losses.items()}
     state.scaler.unscale_(state.optimizer)
-    found_inf = state.guard.found_inf(parts.clip(state.net.parameters()))
+    found_inf = state.guard.found_inf(parts.clip(state.guard.parameters))
     step_unless(found_inf, state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)

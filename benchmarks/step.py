@@ -99,7 +99,7 @@ def build_published(task: Task, args: argparse.Namespace, folder: str) -> Side:
     net = network.build(cfg, steps.NUM_CLASSES, distillation=cfg.distillation != "none")
     net = (to_plain(net) if args.published_networks == "plain" else net).to(device).train()
     teacher = model.create_model(cfg.teacher_model, num_classes=steps.NUM_CLASSES).eval().to(device) if args.teacher != "none" else None
-    images, targets = task.batch.images.to(device), task.batch.targets.to(device)
+    images, targets = task.batch.images.to(device).contiguous(), task.batch.targets.to(device)
     optimizer = timm.optim.create_optimizer_v2(net, opt=cfg.opt, lr=cfg.lr, weight_decay=cfg.weight_decay, eps=cfg.opt_eps)
     mixup = timm.data.Mixup(cfg.mixup, cfg.cutmix, label_smoothing=cfg.smoothing, num_classes=steps.NUM_CLASSES)
     criterion = timm.loss.SoftTargetCrossEntropy()

@@ -467,13 +467,15 @@ class Mixer:
         columns = np.clip((centre_x - cut_w // 2, centre_x + (cut_w + 1) // 2), 0, width)
         return (*rows, *columns)
 
-    def mix_images(self, images: Tensor, draw: MixDraw) -> Tensor:
-        """Images (n, 3, H, W) mixed with their mirror images in the batch; a new tensor."""
-        partners = images.flip(0)
-        if self.mode == "batch":
-            return _mix(images, partners, draw.lam[0].item(), draw.is_cutmix[0], draw.boxes[0])
-        per_image = zip(images, partners, draw.lam.tolist(), draw.is_cutmix, draw.boxes, strict=True)
-        return torch.stack([_mix(*one) for one in per_image])
+    def mix_images(self, images: Tensor, draw: MixDraw, mixed: Tensor | None = None) -> Tensor:
+        """Images (n, 3, H, W) mixed with their mirror images in the batch; in `mixed`, which is as large, or a new tensor."""
+        mixed = torch.empty_like(images) if mixed is None else mixed
+        if self.mode == "batch" and images.device.type != "cpu":
+            _mix(mixed, images, images.flip(0), draw.lam[0].item(), draw.is_cutmix[0], draw.boxes[0])
+        else:  # a CPU's caches hold one image
+            for one in zip(mixed, images, reversed(images.unbind()), draw.lam.tolist(), draw.is_cutmix, draw.boxes, strict=True):
+                _mix(*one)
+        return mixed
 
     def smoothed(self, targets: Tensor) -> Tensor:
         """Class indices (n,) as smoothed distributions (n, num_classes); float32."""
@@ -493,13 +495,13 @@ class Mixer:
         return self.mix_images(images, draw), self.mix_targets(targets, draw)
 
 
-def _mix(own: Tensor, partner: Tensor, lam: float, is_cutmix: bool, box: np.ndarray) -> Tensor:
-    if not is_cutmix:
-        return own if lam == 1 else own * lam + partner * (1.0 - lam)
-    top, bottom, left, right = box.tolist()
-    mixed = own.clone()
-    mixed[..., top:bottom, left:right] = partner[..., top:bottom, left:right]
-    return mixed
+def _mix(mixed: Tensor, own: Tensor, partner: Tensor, lam: float, is_cutmix: bool, box: np.ndarray) -> None:
+    if is_cutmix or lam == 1:
+        top, bottom, left, right = box.tolist()
+        mixed.copy_(own)
+        mixed[..., top:bottom, left:right] = partner[..., top:bottom, left:right]
+    else:
+        torch.mul(own, lam, out=mixed).add_(partner * (1.0 - lam))
 
 
 @dataclass(frozen=True)
@@ -515,15 +517,15 @@ class KeyedMixing:
         if 0 < self.off_epoch <= epoch:
             return images, self.mixer.smoothed(targets)
         _, members = self.plan.groups_and_members(positions.numpy())
-        mixed_images, mixed_targets = [], []
+        mixed_images, mixed_targets = torch.empty_like(images), []
         for group, start, stop in self.plan.group_parts(positions.numpy()):
             rng = self.plan.group_generator(epoch, group)
             whole = self.mixer.draw(rng, self.plan.group_size, *images.shape[-2:])
             part = members[start:stop]
             draw = MixDraw(whole.lam[part], whole.is_cutmix[part], whole.boxes[part])
-            mixed_images.append(self.mixer.mix_images(images[start:stop], draw))
+            self.mixer.mix_images(images[start:stop], draw, mixed_images[start:stop])
             mixed_targets.append(self.mixer.mix_targets(targets[start:stop], draw))
-        return torch.cat(mixed_images), torch.cat(mixed_targets)
+        return mixed_images, torch.cat(mixed_targets)
 
 
 def no_mixing(images: Tensor, targets: Tensor, epoch: int, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,9 +32,10 @@ class Side:
 
 
 def build_batch(plan: Plan, input_size: int, num_classes: int = NUM_CLASSES, num_splits: int = 1) -> Batch:
-    """Random images at the plan's positions, so many views of each."""
+    """Random images at the plan's positions, so many views of each; in channels-last, as loaders give them."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(num_splits * plan.num_positions, 3, input_size, input_size, generator=generator)
+    images = images.contiguous(memory_format=torch.channels_last)
     targets = torch.randint(num_classes, (plan.num_positions,), generator=generator)
     hashes = torch.randint(-(2**62), 2**62, (plan.num_positions,), generator=generator)
     return Batch(images, targets.repeat(num_splits), torch.from_numpy(plan.positions(0, plan.num_positions)), hashes)

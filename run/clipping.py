@@ -46,7 +46,8 @@ def _unit_shape(tensor: Tensor) -> tuple[int, ...]:
 def _changed(scales: Tensor, sizes: list[int]) -> list[int]:
     """Which of the parts of `scales`, that are of these sizes, do not consist of ones alone."""
     ends = torch.tensor(list(itertools.accumulate(sizes)))
-    return torch.searchsorted(ends, (scales != 1).nonzero().squeeze(1), right=True).unique().tolist()
+    num_changed = (scales != 1).cumsum(0)[ends - 1]
+    return num_changed.diff(prepend=num_changed.new_zeros(1)).nonzero().squeeze(1).tolist()
 
 
 def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:

@@ -80,14 +80,13 @@ class Guard:
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:
-    """(n,) a copy of the tensors' values, one after the other."""
-    return torch.cat([tensor.flatten() for tensor in tensors])
+    """(n,) a copy of the values of vectors, one after the other, or of scalars."""
+    return torch.cat(tensors) if tensors[0].ndim else torch.stack(tensors)
 
 
 def _put_back(tensors: list[Tensor], values: Tensor) -> None:
     """Give the tensors what `_flat` made of them."""
-    parts = values.split([tensor.numel() for tensor in tensors])
-    torch._foreach_copy_(tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
+    torch._foreach_copy_(tensors, values.split([len(tensor) for tensor in tensors]) if tensors[0].ndim else values.unbind())
 
 
 def step_unless(found_inf: Tensor, optimizer: torch.optim.Optimizer) -> None:
