@@ -1,6 +1,7 @@
 """A loader process that is killed from outside: the run ends at once, with one line that says why and what to change."""
 
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -73,6 +74,19 @@ def test_a_training_run_ends_with_one_line(digits_folder, tmp_path):
     out, _ = process.communicate()
     assert process.returncode == 1 and re.match(f"error: {TOLD}", out.splitlines()[-1]) and "Traceback" not in out, out
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+
+
+def _start_without_parent() -> None:
+    os.getppid = lambda: 1  # as it is once the parent is gone
+    loaders._end_with_killed_parent()
+    os._exit(0)
+
+
+def test_a_loader_process_whose_run_was_killed_while_it_started_ends():
+    process = multiprocessing.get_context("fork").Process(target=_start_without_parent)
+    process.start()
+    process.join()
+    assert process.exitcode == 1
 
 
 @pytest.mark.slow
