@@ -13,10 +13,11 @@ from features import pictures
 from features.config import BackboneConfig
 from reporting import charts, pages
 from reporting.pages import Markup, element, number, section
+from reporting.plots import PAGE_SUFFIX
 from run import disk
 from run.errors import DamagedImage
 
-PAGE, NUMBERS = ".html", ".json"
+NUMBERS = ".json"
 NUM_VIEWS, SIDE = 12, 320  # pictures on the page, and pixels of the long side of each
 Figures = dict[str, float]  # by name, fractions of 1
 
@@ -59,7 +60,7 @@ class ClassReport:
 
 def is_page(cfg: BackboneConfig) -> bool:
     """Whether --report asks for a page."""
-    return bool(cfg.report) and Path(cfg.report).suffix.lower() == PAGE
+    return bool(cfg.report) and Path(cfg.report).suffix.lower() == PAGE_SUFFIX
 
 
 def check_writable(cfg: BackboneConfig) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from reporting.plots import checked_path
+from reporting.plots import PAGE_SUFFIX, checked_path
 from run import config
 from run.command import positive_int, run_command, spellings
 from run.errors import InputError
@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
 def parse(argv: list[str]) -> tuple[argparse.Namespace, config.Config, list[str]]:
     """This command's flags, the run's settings, and notes for the user."""
     args, rest = build_parser().parse_known_args(argv)
-    args.out = checked_path(args.out, flag="--out", endings=(".html", ".png"))
+    args.out = checked_path(args.out, flag="--out", endings=(PAGE_SUFFIX, ".png"))
     cfg, notes = config.parse(rest)
     if cfg.eval:
         raise InputError("--eval: this shows what training sees: drop it")
@@ -55,7 +55,7 @@ def run(argv: list[str]) -> None:
         utils.log.info(note)
     step, seen = see(cfg, rank, epoch=args.epoch, step=args.step, num_images=args.num_images, num_processes=args.num_processes, asks=not args.without_teacher)
     with writing(f"--out {args.out}", "name another file"):
-        if args.out.suffix.lower() == ".html":
+        if args.out.suffix.lower() == PAGE_SUFFIX:
             write_whole(args.out, batch_page.batch_page(step, seen))
         else:
             batch_page.draw_batch(step, seen, args.out)
