@@ -156,7 +156,10 @@ class Parts(TrainParts):
 
 def start_forward(parts: TrainParts, epoch: int, step: int) -> None:
     """Make dropout and stochastic depth functions of (seed, epoch, step, rank), so that a resumed run repeats them."""
-    torch.manual_seed(draw_words("step", parts.seed, epoch, step, parts.rank.index)[0] % 2**63)
+    seed = draw_words("step", parts.seed, epoch, step, parts.rank.index)[0] % 2**63
+    torch.default_generator.manual_seed(seed)  # `torch.manual_seed` formats the call stack at each call until there is a GPU in use
+    if parts.rank.device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def mixed(parts: Parts, batch, epoch: int) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,8 @@ def build_teachers(cfg: config.Config, plan: Plan, batch: Batch, *, rank: utils.
     online = build_online(cfg, plan, rank)
     store = LabelStore(Path(folder), num_positions=plan.num_positions, num_groups=plan.num_positions // plan.group_size, width=1)
     settings = {"plan": plan, "answer": online.answer, "is_mixing": True, "is_spread": False, "rank": rank, "claim": lambda: None}
-    mixed, _ = augment.build_mixing(cfg, plan, NUM_CLASSES)(batch.images.to(rank.device), batch.targets.to(rank.device), 0, batch.positions)
+    images, targets = batch.images.to(rank.device, copy=True), batch.targets.to(rank.device)
+    mixed, _ = augment.build_mixing(cfg, plan, NUM_CLASSES)(images, targets, 0, batch.positions)
     writing = StoredLabels(store, teacher=online, mode="auto", **settings)
     writing(mixed, batch, 0)
     writing.end_epoch(0)

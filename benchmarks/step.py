@@ -8,9 +8,10 @@
 Ours is the training loop's own step, with mixing, clipping, optimiser and EMA. The published style is assembled from timm's public parts: ModelEma,
 adaptive_clip_grad tensor by tensor, NativeScaler, create_optimizer_v2, Mixup, NCHW, the loss read at every step; its networks have each operator
 written plainly, as in benchmarks/models.py, or are ours as they are (--published-networks own). Both train the same weights on one batch that is
-ready: loading it is not measured. Each side has a process of its own, and they take turns; a figure is the median of the rounds, then the lowest
-and the highest. One thread on a CPU is timed by the processor time of its process, so what other work takes of the core does not count. "Rest" is
-the share of a step that is neither forward nor backward. Peak memory is what a step allocates at once, besides weights and optimiser."""
+ready: loading it is not measured, and it is mixed further with every step, in place. Each side has a process of its own, and they take turns; a figure
+is the median of the rounds, then the lowest and the highest. One thread on a CPU is timed by the processor time of its process, so what other work
+takes of the core does not count. "Rest" is the share of a step that is neither forward nor backward. Peak memory is what a step allocates at once,
+besides weights and optimiser."""
 
 import argparse
 import contextlib
@@ -109,7 +110,7 @@ def build_published(task: Task, args: argparse.Namespace, folder: str) -> Side:
     scaler._scaler = torch.amp.GradScaler(device.type, enabled=device.type != "cpu")
 
     def step(_: int) -> None:
-        samples, soft = mixup(images.clone(), targets)
+        samples, soft = mixup(images, targets)
         with torch.autocast(device.type, torch.float16, enabled=device.type != "cpu"):
             outputs = net(samples)
             if teacher is None:

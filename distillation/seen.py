@@ -92,7 +92,7 @@ def see(cfg: Config, rank: Rank, *, epoch: int, step: int, num_images: int, num_
     keys = plan.keys(epoch, plan.positions(step * global_batch, step * global_batch + count), plan.permutation(epoch).numpy())
     batch = dataset.__getitems__(keys)
     mixing = augment.build_mixing(cfg, plan, len(images.classes))
-    mixed, targets = mixing(batch.images, batch.targets, epoch, batch.positions)
+    mixed, targets = mixing(batch.images.clone(), batch.targets, epoch, batch.positions)
     who, said = _ask(cfg, loader, rank, mixed, batch, epoch) if asks and cfg.distillation != "none" else ("", [[] for _ in keys])
     mixes = _mixes(mixing, plan, batch, mixed, epoch)
     seen = [

@@ -467,15 +467,17 @@ class Mixer:
         columns = np.clip((centre_x - cut_w // 2, centre_x + (cut_w + 1) // 2), 0, width)
         return (*rows, *columns)
 
-    def mix_images(self, images: Tensor, draw: MixDraw, mixed: Tensor | None = None) -> Tensor:
-        """Images (n, 3, H, W) mixed with their mirror images in the batch; in `mixed`, which is as large, or a new tensor."""
-        mixed = torch.empty_like(images) if mixed is None else mixed
+    def mix_images(self, images: Tensor, draw: MixDraw) -> None:
+        """Mix images (n, 3, H, W) with their mirror images in the batch, in place, as timm does."""
+        how = list(zip(draw.lam.tolist(), draw.is_cutmix, draw.boxes.tolist(), strict=True))
         if self.mode == "batch" and images.device.type != "cpu":
-            _mix(mixed, images, images.flip(0), draw.lam[0].item(), draw.is_cutmix[0], draw.boxes[0])
-        else:  # a CPU's caches hold one image
-            for one in zip(mixed, images, reversed(images.unbind()), draw.lam.tolist(), draw.is_cutmix, draw.boxes, strict=True):
-                _mix(*one)
-        return mixed
+            _mix(images, _share(images, *how[0]).flip(0), *how[0])
+            return
+        for i in range((len(images) + 1) // 2):  # a CPU's caches hold two images
+            pair = {i, len(images) - 1 - i}
+            shares = [(images[j], _share(images[-1 - j], *how[j])) for j in pair]
+            for j, (own, share) in zip(pair, shares, strict=True):
+                _mix(own, share, *how[j])
 
     def smoothed(self, targets: Tensor) -> Tensor:
         """Class indices (n,) as smoothed distributions (n, num_classes); float32."""
@@ -490,18 +492,26 @@ class Mixer:
         return own * lam + own.flip(0) * (1.0 - lam)
 
     def __call__(self, images: Tensor, targets: Tensor, rng: np.random.RandomState) -> tuple[Tensor, Tensor]:
-        """One whole group, drawn from `rng`: images (n, 3, H, W), class indices (n,) -> mixed images, distributions (n, num_classes)."""
+        """One whole group, drawn from `rng`: images (n, 3, H, W), class indices (n,) -> the same images, mixed, distributions (n, num_classes)."""
         draw = self.draw(rng, len(images), *images.shape[-2:])
-        return self.mix_images(images, draw), self.mix_targets(targets, draw)
+        self.mix_images(images, draw)
+        return images, self.mix_targets(targets, draw)
 
 
-def _mix(mixed: Tensor, own: Tensor, partner: Tensor, lam: float, is_cutmix: bool, box: np.ndarray) -> None:
+def _share(partner: Tensor, lam: float, is_cutmix: bool, box: list[int]) -> Tensor:
+    """What an image gets of its partner."""
     if is_cutmix or lam == 1:
-        top, bottom, left, right = box.tolist()
-        mixed.copy_(own)
-        mixed[..., top:bottom, left:right] = partner[..., top:bottom, left:right]
+        top, bottom, left, right = box
+        return partner[..., top:bottom, left:right].clone()
+    return partner * (1.0 - lam)
+
+
+def _mix(own: Tensor, share: Tensor, lam: float, is_cutmix: bool, box: list[int]) -> None:
+    if is_cutmix or lam == 1:
+        top, bottom, left, right = box
+        own[..., top:bottom, left:right] = share
     else:
-        torch.mul(own, lam, out=mixed).add_(partner * (1.0 - lam))
+        own.mul_(lam).add_(share)
 
 
 @dataclass(frozen=True)
@@ -513,19 +523,19 @@ class KeyedMixing:
     off_epoch: int = 0
 
     def __call__(self, images: Tensor, targets: Tensor, epoch: int, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) and class indices (B,) at `positions` (B,) -> mixed images, distributions (B, num_classes)."""
+        """Images (B, 3, H, W) and class indices (B,) at `positions` (B,) -> the same images, mixed in place, distributions (B, num_classes)."""
         if 0 < self.off_epoch <= epoch:
             return images, self.mixer.smoothed(targets)
         _, members = self.plan.groups_and_members(positions.numpy())
-        mixed_images, mixed_targets = torch.empty_like(images), []
+        mixed_targets = []
         for group, start, stop in self.plan.group_parts(positions.numpy()):
             rng = self.plan.group_generator(epoch, group)
             whole = self.mixer.draw(rng, self.plan.group_size, *images.shape[-2:])
             part = members[start:stop]
             draw = MixDraw(whole.lam[part], whole.is_cutmix[part], whole.boxes[part])
-            self.mixer.mix_images(images[start:stop], draw, mixed_images[start:stop])
+            self.mixer.mix_images(images[start:stop], draw)
             mixed_targets.append(self.mixer.mix_targets(targets[start:stop], draw))
-        return mixed_images, torch.cat(mixed_targets)
+        return images, torch.cat(mixed_targets)
 
 
 def no_mixing(images: Tensor, targets: Tensor, epoch: int, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -82,7 +82,7 @@ def build_side(cfg: config.Config, plan: Plan, rank: utils.Rank, *, answers) -> 
 
 
 def visit_s(side: Side, batch: Batch, num_steps: int) -> float:
-    """Seconds per step of a few steps in a row."""
+    """Seconds per step of a few steps in a row, each of which mixes the batch's images further, in place."""
     start = time.perf_counter()
     for step in range(num_steps):
         loss = engine.train_step(side.parts, side.state, [batch], epoch=0, step=step)

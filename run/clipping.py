@@ -1,8 +1,8 @@
 """Gradient clipping, over lists of tensors at once and without a look at a GPU's numbers. Each form returns the gradients' norm before it."""
 
-import itertools
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
@@ -26,7 +26,7 @@ def clip_adaptively(parameters: Iterable[nn.Parameter], factor: float) -> Tensor
     with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
     vectors, others = ([one for one in with_gradient if (one.ndim <= 1) == is_vector] for is_vector in (True, False))
     gradients = [one.grad for one in (*vectors, *others)]
-    norms = _unit_norms([one.grad for one in vectors], [one.grad for one in others])
+    norms = _unit_norms(gradients[: len(vectors)], gradients[len(vectors) :])
     bounds = _unit_norms(vectors, others).clamp_(min=MIN_WEIGHT_NORM).mul_(factor)
     scales = torch.where(norms < bounds, 1, bounds / norms.clamp(min=MIN_GRADIENT_NORM))
     sizes = [1] * len(vectors) + [len(one) for one in others]
@@ -45,9 +45,8 @@ def _unit_shape(tensor: Tensor) -> tuple[int, ...]:
 
 def _changed(scales: Tensor, sizes: list[int]) -> list[int]:
     """Which of the parts of `scales`, that are of these sizes, do not consist of ones alone."""
-    ends = torch.tensor(list(itertools.accumulate(sizes)))
-    num_changed = (scales != 1).cumsum(0)[ends - 1]
-    return num_changed.diff(prepend=num_changed.new_zeros(1)).nonzero().squeeze(1).tolist()
+    num_changed = np.cumsum((scales != 1).numpy())[np.cumsum(sizes) - 1]
+    return np.flatnonzero(np.diff(num_changed, prepend=0)).tolist()
 
 
 def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:

@@ -32,6 +32,7 @@ class Guard:
         buffers = [buffer for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm) for buffer in module.buffers()]
         by_kind = [[buffer for buffer in buffers if buffer.is_floating_point() == is_floating] for is_floating in (True, False)]
         self.statistics = [group for group in by_kind if group]  # means and variances, and numbers of batches
+        self.looks = self.parameters[0].device.type == "cpu"  # there the host need not wait for a number
         self.forget()
 
     def forget(self) -> None:
@@ -67,8 +68,9 @@ class Guard:
     def end_step(self, found_inf: Tensor, *, step: int, is_explained: Tensor) -> None:
         """Undo and count a step that was left out; `is_explained` is a bool scalar: whether a loss scale that is too high would do that."""
         is_skipped = found_inf.bool()
-        for group, before in zip(self.statistics, self.before, strict=True):
-            _put_back(group, torch.where(is_skipped, before, _flat(group)))
+        if not self.looks or is_skipped:
+            for group, before in zip(self.statistics, self.before, strict=True):
+                _put_back(group, torch.where(is_skipped, before, _flat(group)))
         self.in_a_row = (self.in_a_row + 1) * is_skipped
         self.most_in_a_row = torch.maximum(self.most_in_a_row, self.in_a_row)
         self.unexplained = self.unexplained + (is_skipped & ~is_explained)

@@ -32,7 +32,7 @@ def test_mixing_is_timms_draw_by_draw(mode, mix):
         np.random.seed(seed)
         expected_images, expected_targets = theirs(images.clone(), targets)
         rng = np.random.RandomState(seed)
-        mixed_images, mixed_targets = ours(images, targets, rng)
+        mixed_images, mixed_targets = ours(images.clone(), targets, rng)
         assert torch.equal(mixed_images, expected_images)
         torch.testing.assert_close(mixed_targets, expected_targets.float(), rtol=0, atol=1e-7)
         assert rng.rand() == np.random.rand()  # both generators stand at the same place

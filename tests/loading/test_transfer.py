@@ -17,9 +17,9 @@ def test_a_step_on_a_batch_that_was_mixed_ahead_is_that_on_the_batch():
     plan = build_plan(4, repeated_aug=False, group_size=4, lanes=1, data_seed=0)
     tiny = ["--model=resnet18", "--model-kwargs", "channels=[4,8,8,8]", "layers=[1,1,1,1]", "--memory-format=nchw", "--batch-size=4", "--mix-group-size=4"]
     cfg, _ = config.parse(["--data-set=DIGITS", *tiny, "--input-size=32", "--distillation-type=none", "--device=cpu"])
-    batch = steps.build_batch(plan, 32)
     losses = []
     for is_ahead in (False, True):
+        batch = steps.build_batch(plan, 32)
         side = steps.build_side(cfg, plan, CPU, answers=no_teacher)
         one = batch._replace(mixed=engine.mixed(side.parts, batch, 0), images=torch.empty(0)) if is_ahead else batch
         losses.append(engine.train_step(side.parts, side.state, [one], epoch=0, step=0).item())

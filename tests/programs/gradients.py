@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     mixing = augment.build_mixing(cfg, loader.plan, len(images.classes))
 
     def mix(images, targets, epoch, positions):
-        mixed, soft = mixing(images.to(dtype), targets, epoch, positions)
+        mixed, soft = mixing(images.to(dtype, copy=True), targets, epoch, positions)
         labels = stub(mixed).argmax(1)
         sums = zip(positions.tolist(), images, mixed, soft, labels.tolist(), strict=True)
         seen.extend(
