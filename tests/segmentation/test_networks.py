@@ -19,7 +19,7 @@ def as_identity(head: SemanticHead, value: float) -> None:
             nn.init.zeros_(module.weight)
             module.weight.data[:, 0, 1, 1] = value
         if isinstance(module, nn.BatchNorm2d):
-            module.eps = 0.0
+            module.eps = 1e-30  # torch 2.11 refuses 0
     constant(head.conv_seg, 0.0)
     head.conv_seg.weight.data[:, 0] = 1.0
 
