@@ -367,7 +367,8 @@ def test_a_small_detector_learns_shapes(tmp_path):
     """Far above chance, which is 0 to two digits: boxes of three classes at half overlap."""
     make_shapes.make(tmp_path / "data", num_train=120, num_val=16)
     flags = ["--config", str(ROOT / "recipes/detection/demo.yaml"), f"--data-path={tmp_path / 'data'}", f"--output_dir={tmp_path / 'out'}"]
-    flags += ["--channels=32", "--max-size", "96", "96", "--epochs=4", "--decay-after=3", "--warmup-steps=15", "--num_workers=0", "--device=cpu"]
+    flags += ["--model=resnet10t", "--channels=32", "--max-size", "96", "96", "--epochs=4", "--decay-after=3", "--warmup-steps=15"]
+    flags += ["--num_workers=0", "--device=cpu"]
     assert command.main(flags) == 0
     log = read_log(tmp_path / "out")
     assert log[-1]["bbox_mAP_50"] > 0.1 and log[-1]["train_loss"] < 0.8 * log[0]["train_loss"]
