@@ -29,6 +29,7 @@ def train(cfg: config.Config, rank, held: contextlib.ExitStack) -> int:
     train_images, val_images = datasets.open_images(cfg)
     folder = claim_folder(cfg, rank, held)
     loader, val_loader = datasets.build_train_loader(cfg, train_images, rank, folder), datasets.build_val_loader(cfg, val_images, rank, folder)
+    val_loader.start()
     num_classes = len(train_images.classes)
     with utils.main_first(rank):
         net = network.build(cfg, num_classes, distillation=cfg.distillation != "none")

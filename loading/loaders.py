@@ -130,6 +130,14 @@ class ValLoader:
         """Of the images in each batch but an odd last one."""
         return min(self.loader.batch_size, len(self.loader.dataset)), 3, input_size, input_size
 
+    def start(self) -> None:
+        """On a CPU, start the loader's processes, which the first pass would do else: while the run has little memory that they would share.
+
+        What is shared, the run's next write copies, and huge pages come apart into small ones."""
+        if self.damage.rank.device.type == "cpu" and self.loader.persistent_workers:
+            with torch.random.fork_rng(devices=[]):  # the loader draws a seed, which nothing goes by
+                iter(self.loader)
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """A pass. Every process takes part to its end, where DamagedImages names what is damaged unless it is to be left out."""
         return ((batch.images, batch.targets) for batch in self.batches())

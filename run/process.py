@@ -47,16 +47,32 @@ def join_processes(backend: str) -> None:
 
 
 KEEP_ALL = {-4: 0, -1: -1}  # glibc's M_MMAP_MAX and M_TRIM_THRESHOLD: nothing is mapped apart, nothing is given back
+HUGE_PAGE, MADV_HUGEPAGE = 2 << 20, 14  # of Linux
 
 
 def prepare_memory(device: torch.device) -> None:
-    """On a CPU, have glibc keep the memory that a training step frees, for the next one takes as much again.
+    """On a CPU, have glibc keep the memory that a training step frees, for the next one takes as much again, and Linux back it by huge pages.
 
     Given back, each page of it is fetched from the system and cleared anew: up to a tenth of a step's time."""
     if device.type == "cpu" and sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-        for option, value in KEEP_ALL.items() if mallopt else ():
-            mallopt(option, value)
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):  # other C libraries have none
+            for option, value in KEEP_ALL.items():
+                libc.mallopt(option, value)
+            _ask_for_huge_pages(libc)
+
+
+def _ask_for_huge_pages(libc: ctypes.CDLL) -> None:
+    """Have the heap grow in huge pages, up to half of the machine's memory; where Linux has none, or will not promise so much, in small ones.
+
+    A training step goes through hundreds of MiB that no cache holds: in pages of 4 KiB, by looking most of their addresses up in memory too."""
+    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes, libc.madvise.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    if start := libc.malloc(size):  # addresses alone: nothing there is touched
+        first = -(-start // HUGE_PAGE) * HUGE_PAGE
+        libc.madvise(first, (start + size - first) // HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE)
+        libc.free(start)
 
 
 def stop_process() -> None:

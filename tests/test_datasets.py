@@ -1,5 +1,7 @@
+import dataclasses
 import io
 import json
+import multiprocessing
 import pickle
 import random
 import tarfile
@@ -207,6 +209,26 @@ def test_evaluation_takes_a_last_batch_of_one_image(digits_folder):
     _, val = datasets.open_images(cfg)
     loader = datasets.build_val_loader(cfg, val, CPU)
     assert [len(targets) for _, targets in loader] == [13, 13, 13, 1]
+
+
+@pytest.mark.parametrize("is_started", [False, True])
+def test_evaluation_is_the_same_in_processes_that_were_started_before(digits_folder, is_started):
+    cfg = settings(digits_folder, "--input-size", "32", "--batch-size", "16", "--num_workers", "2")
+    _, val = datasets.open_images(cfg)
+    here = list(datasets.build_val_loader(dataclasses.replace(cfg, num_workers=0), val, CPU))
+    loader, before = datasets.build_val_loader(cfg, val, CPU), multiprocessing.active_children()
+    torch.manual_seed(0)
+    if is_started:
+        loader.start()
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(torch.rand(1), drawn)  # the run's first weights are those of a run without such processes
+    processes = set(multiprocessing.active_children()) - set(before)
+    assert len(processes) == 2 * is_started
+    for _ in range(2):
+        for (images, targets), (expected_images, expected_targets) in zip(loader, here, strict=True):
+            assert torch.equal(images, expected_images) and torch.equal(targets, expected_targets)
+    assert processes <= set(multiprocessing.active_children())
 
 
 def test_train_loader_is_the_same_for_any_number_of_workers(digits_folder, tmp_path):
