@@ -174,4 +174,4 @@ def say_hours(cfg: Config, loader: TrainLoader, rank: Rank, costs: list[tuple[fl
     place = f"{rank.world_size} of {rank.device}" if rank.world_size > 1 else str(rank.device)
     limit = ", limited by the loader" if is_limited else ""
     took, at_1000 = clock(total_s), clock(num_views / 1000)
-    log.info("about %s hours on %s for %d epochs, %d views%s; %s at 1000 views/s", took, place, num_epochs, num_views, limit, at_1000)
+    log.info("about %s (h:mm:ss) on %s for %d epochs, %d views%s; %s at 1000 views/s", took, place, num_epochs, num_views, limit, at_1000)

@@ -239,4 +239,4 @@ class _Evaluation(_Rehearsal):
         with torch.no_grad(), torch.autocast(self.rank.device.type, amp_dtype, enabled=amp_dtype is not None):
             seconds = cost.forward_s(self.laid_out(net).eval(), torch.zeros(cost.SMALL[1], 3, size, size, device=self.rank.device))
         took = engine.clock(seconds * len(self.val) / self.rank.world_size)
-        log.info("about %s hours for the network on %d images on %s", took, len(self.val), self.rank.device)
+        log.info("about %s (h:mm:ss) for the network on %d images on %s", took, len(self.val), self.rank.device)

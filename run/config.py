@@ -420,6 +420,8 @@ def parse(argv: list[str]) -> tuple[Config, list[str]]:
         raise InputError(f"--lr beside --lr-base {cfg.lr_base:g}, which takes its place: drop one of them; --lr-base none undoes a recipe's")
     if cfg.resplit and not cfg.aug_splits:
         notes = [*notes, "--resplit has no effect: it spares the first of --aug-splits, and there are none"]
+    if cfg.mixup_off_epoch >= cfg.num_epochs > 0:
+        notes = [*notes, f"--mixup-off-epoch {cfg.mixup_off_epoch} has no effect: the run ends with epoch {cfg.num_epochs - 1}"]
     return cfg, notes + [f"--{name.replace('_', '-')} {value}, as in {cfg.teacher_labels}" for name, value in adopted.items()]
 
 

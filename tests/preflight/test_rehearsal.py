@@ -50,7 +50,7 @@ def test_a_sound_run_is_told_what_it_has_and_costs_and_nothing_is_left_behind(di
     assert f"train: 96 images of 4 classes, class folders in {digits_folder / 'train'}" in out
     assert "train: 16 to 27 images per class, median 26.5, 96 in all" in out and "val: 6 to 16 images per class" in out
     assert "batch 16 x 1 processes x 1 accumulation = global batch 16" in out
-    assert "a step of training: " in out and " hours on cpu for 2 epochs, 192 views" in out
+    assert "a step of training: " in out and " (h:mm:ss) on cpu for 2 epochs, 192 views" in out
     assert out.splitlines()[-1] == "dry run: nothing stands in the way of this run"
     assert files_below(digits_folder, tmp_path) == before
 
@@ -60,7 +60,7 @@ def test_steps_of_every_size_are_measured_and_counted(digits_folder, tmp_path, c
     assert main.main([*TINY_RUN, *more, f"--data-path={digits_folder}", f"--output_dir={tmp_path / 'new'}", DRY]) == 0
     out = capsys.readouterr().out
     assert out.count("a step of training at 40 pixels: ") == out.count("a step of training at 48 pixels: ") == 1
-    assert " hours on cpu for 3 epochs, 288 views" in out
+    assert " (h:mm:ss) on cpu for 3 epochs, 288 views" in out
     cfg = config.parse([*TINY_RUN, *more, "--data-path=x", "--image-size-schedule=40:0,48:0.5,32:0.8", "--epochs=10"])[0]
     assert cost.epochs_by_size(cfg, 0) == {40: 5, 48: 3, 32: 2} and cost.epochs_by_size(cfg, 6) == {48: 2, 32: 2} and cost.epochs_by_size(cfg, 10) == {32: 0}
 
@@ -156,7 +156,7 @@ def test_evaluations_are_tried(digits_folder, tmp_path, untrained, capsys):
     flags = [*TINY_RUN, f"--data-path={digits_folder}", "--eval", f"--resume={untrained}"]
     assert main.main([*flags, DRY]) == 0
     out = capsys.readouterr().out
-    assert "hours for the network on 40 images" in out and "Accuracy" not in out
+    assert "(h:mm:ss) for the network on 40 images" in out and "Accuracy" not in out
     faults = faults_of(*flags, "--model-kwargs", "layers=[2,1,1,1]", "--report", str(tmp_path / "no" / "report.csv"))
     assert len(faults) == 2 and "does not fit" in faults[0] and "report.csv" in faults[1]
 

@@ -46,6 +46,12 @@ def test_every_published_flag_is_accepted_with_dashes_and_underscores(spelling):
     assert [note.split()[0] for note in notes] == ["--dist-eval", "--deploy", "--dist-url", "--world-size", "--local-rank", "--resplit"]
 
 
+def test_mixing_that_would_end_after_the_run_is_noted():
+    flags = ["--data-path=x", "--epochs=5", "--mixup-off-epoch"]
+    assert config.parse([*flags, "4"])[1] == [] and config.parse([*flags, "0"])[1] == []
+    assert config.parse([*flags, "5"])[1] == ["--mixup-off-epoch 5 has no effect: the run ends with epoch 4"]
+
+
 def test_every_setting_is_read_outside_of_config():
     """No dead flag: each field is an attribute that some other file reads from a `cfg`."""
     read = set()
