@@ -38,6 +38,24 @@ def test_mixing_is_timms_draw_by_draw(mode, mix):
         assert rng.rand() == np.random.rand()  # both generators stand at the same place
 
 
+class Elsewhere(torch.Tensor):
+    """Says that it lies on a GPU, where a batch is mixed as a whole."""
+
+    device = torch.device("cuda")
+
+
+@pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
+def test_a_batch_mixed_as_a_whole_is_the_one_mixed_in_pairs(mix):
+    mixer = augment.Mixer(*mix, "batch", 0.1, 10)
+    for seed in range(30):
+        images = torch.randn(7, 3, 24, 40)
+        whole = images.clone().as_subclass(Elsewhere)
+        draw = mixer.draw(np.random.RandomState(seed), 7, 24, 40)
+        mixer.mix_images(whole, draw)
+        mixer.mix_images(images, draw)
+        assert torch.equal(whole.as_subclass(torch.Tensor), images)
+
+
 def keyed_mixing(plan):
     cfg, _ = config.parse(DIGITS)
     return augment.build_mixing(cfg, plan, num_classes=10)
